@@ -1,0 +1,103 @@
+"""The command `qurating STAGE --config FILE [--a.b value]`.
+
+The table below is all that `qurating --help` needs; a stage's module, and with it JAX, is imported when it runs.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from qurating_jax import __version__
+from qurating_jax.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the stage table: where it lives (`module`, with `Config` and `main`) and what it does."""
+
+    module: str
+    summary: str
+
+
+STAGES = {
+    "corpus": Stage("corpus", "documents of this machine's Python installation, to try everything on"),
+    "train-tokenizer": Stage("train_tokenizer", "a byte-level BPE tokenizer from documents"),
+    "judge run": Stage("judge", "documents -> pairwise judgments on quality criteria"),
+    "train-rater": Stage("train_rater", "judgments -> rater (Bradley-Terry)"),
+    "eval-rater": Stage("eval_rater", "rater + judgments -> held-out accuracy beside simple formulas"),
+    "annotate": Stage("annotate", "documents + rater -> ratings per 512-token window and document"),
+    "select": Stage("select_subset", "rated documents -> a token budget of them"),
+    "tokenize": Stage("tokenize", "documents -> token shards"),
+    "train-lm": Stage("train_lm", "token shards -> language model"),
+    "eval-lm": Stage("eval_lm", "language model + documents -> held-out perplexity by domain"),
+    "report": Stage("report", "finished stages -> one readable page"),
+    "convert": Stage("convert", "weights: Hugging Face directory <-> Orbax checkpoint"),
+    "doctor": Stage("doctor", "devices, versions, extras, write test"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one stage; returns the process's exit code (see `runtime.errors`)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(usage())
+            return EXIT_OK
+        if argv[0] == "--version":
+            print(__version__)
+            return EXIT_OK
+        name, rest = _split(argv)
+        return _run(name, rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # `qurating ... | head`: the reader has seen enough
+        return EXIT_OK
+
+
+def usage() -> str:
+    """The help text of the command itself."""
+    width = max(map(len, STAGES)) + 2
+    rows = "\n".join(f"  {name:<{width}}{stage.summary}" for name, stage in STAGES.items())
+    return (
+        "usage: qurating STAGE [--config FILE] [--option value ...]\n\n"
+        "QuRating in JAX: choose the pre-training data that makes language models better.\n\n"
+        f"stages:\n{rows}\n\n"
+        "Options are dotted paths into the stage's config; `qurating STAGE --help` lists them.\n"
+        "Exit codes: 0 ok, 1 error, 2 usage, 3 unresolved items, 4 stopped at a limit, 130 interrupted and resumable."
+    )
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if len(argv) >= words and name in STAGES:
+            return name, argv[words:]
+    longer = [name for name in STAGES if name.startswith(argv[0] + " ")]
+    close = longer or get_close_matches(argv[0], STAGES, n=1)
+    hint = f"did you mean `qurating {close[0]}`?" if close else "`qurating --help` lists the stages"
+    raise UsageError(f"no stage `{argv[0]}`; {hint}")
+
+
+def _run(name: str, argv: list[str]) -> int:
+    from qurating_jax import config as configs
+    from qurating_jax.runtime import logs
+
+    module = importlib.import_module(f"qurating_jax.pipeline.{STAGES[name].module}")
+    config = configs.parse(module.Config, argv, prog=f"qurating {name}", description=module.__doc__ or "")
+    logs.setup()
+    counts = module.main(config)
+    if config.json:
+        print(json.dumps(counts, sort_keys=True))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Config files and dotted overrides in, frozen dataclasses out. The only file that knows the config library.
+
+A stage's config is a frozen dataclass whose fields are declared with `option`. `parse` reads `--config FILE` (YAML),
+applies `--a.b value` on top, and decodes the result; an unknown key, a wrong type and a missing value are usage errors.
+Draccus does the decoding; its own command line is not used because it opens any file that a value names by `include`.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import draccus
+import yaml
+
+from qurating_jax.runtime.errors import UsageError
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str, *, runtime: bool = False) -> T:
+    """Declares a config field with its default and help text.
+
+    Args:
+        default: the default value (the only place where it stands).
+        help: one line for `--help`.
+        runtime: True where the value cannot change a stage's result (progress, worker counts), so that a run may be
+            resumed under another value.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "runtime": runtime})  # type: ignore[return-value]
+
+
+def parse(config_class: type[T], argv: Sequence[str], *, prog: str, description: str = "") -> T:
+    """Builds `config_class` from command-line arguments (and the YAML file that `--config` names).
+
+    Raises:
+        UsageError: an unknown option or key, a value of the wrong type, or a failed check of the dataclass.
+    """
+    # Not argparse's own suggestion: `exit_on_error=False` still exits on some errors before Python 3.12.
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110),
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the options")
+    _add_options(parser, config_class, prefix="")
+    given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
+    path = given.pop("config", None)
+    values = load_yaml(path) if path else {}
+    for key, text in given.items():
+        _assign(values, key.split("."), _parse_value(text))
+    return decode(config_class, values, where=path or "command line")
+
+
+def load(config_class: type[T], path: str) -> T:
+    """Builds `config_class` from a YAML file alone; errors as in `parse`."""
+    return decode(config_class, load_yaml(path), where=path)
+
+
+def decode(config_class: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Builds `config_class` from a nested mapping; `where` names its origin in errors (`UsageError`)."""
+    _check(config_class, values, where=where, path="")
+    try:
+        return draccus.decode(config_class, dict(values))
+    except draccus.utils.DraccusException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        message = str(cause if isinstance(cause, ValueError) else error).split("\n")[0]
+        raise UsageError(f"{where}: {message}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """The whole config as plain values, ready for YAML or JSON."""
+    return draccus.encode(config)
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The part of `resolved` that can change a stage's result (fields not declared `runtime`)."""
+    plain = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("runtime"):
+            continue
+        value = getattr(config, field.name)
+        plain[field.name] = identity(value) if dataclasses.is_dataclass(value) else draccus.encode(value)
+    return plain
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    """Reads a YAML mapping with the safe loader; a repeated key is an error (`UsageError`)."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            values = yaml.load(stream, Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a config file is a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here they are an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "keys are plain words", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        known = [name for action in self._actions for name in action.option_strings]
+        words = message.removeprefix("unrecognized arguments: ").split()
+        hint = ""
+        if message.startswith("unrecognized") and words:
+            close = difflib.get_close_matches(words[0].split("=")[0], known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else f" ({self.prog} --help lists the options)"
+        raise UsageError(f"{self.prog}: {message}{hint}")
+
+
+def _add_options(parser: argparse.ArgumentParser, config_class: Any, *, prefix: str) -> None:
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        name, hint = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            _add_options(parser, hint, prefix=name + ".")
+            continue
+        default = field.default if field.default is not dataclasses.MISSING else None
+        text = field.metadata.get("help", "").replace("%", "%%")
+        shown = "" if default in (None, "", ()) else f" [{_show(default)}]"
+        many = typing.get_origin(hint) is tuple
+        parser.add_argument(
+            f"--{name}",
+            dest=name,
+            metavar=_metavar(hint),
+            nargs="+" if many else ("?" if hint is bool else None),
+            const="true" if hint is bool else None,
+            help=f"{text}{shown}",
+        )
+
+
+def _show(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("%", "%%")
+
+
+def _metavar(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0].__name__.upper()
+    if isinstance(hint, types.UnionType):
+        return _metavar(next(part for part in typing.get_args(hint) if part is not type(None)))
+    return getattr(hint, "__name__", str(hint)).upper()
+
+
+def _parse_value(text: str | list[str]) -> str | list[str] | None:
+    """Command-line text goes to the decoder as it is (a path `007` stays one); only `null` means no value."""
+    return None if text == "null" else text
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--{'.'.join(path)}: `{key}` is not a group of settings in the config file")
+        values = inner
+    values[path[-1]] = value
+
+
+def _check(config_class: Any, values: Any, *, where: str, path: str) -> None:
+    """Refuses what the decoder lets through: unknown keys with a hint, null for a value, yes/no for a number."""
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: `{path[:-1]}` is a group of settings, not {values!r}")
+    hints = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    for key, value in values.items():
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean `{path}{close[0]}`?" if close else f"known keys: {', '.join(names)}"
+            raise UsageError(f"{where}: unknown key `{path}{key}` ({hint})")
+        kind = hints[key]
+        optional = type(None) in typing.get_args(kind)
+        base = next((part for part in typing.get_args(kind) if part is not type(None)), kind) if optional else kind
+        if dataclasses.is_dataclass(base) and not (optional and value is None):
+            _check(base, value, where=where, path=f"{path}{key}.")
+        elif value is None and not optional:
+            raise UsageError(f"{where}: `{path}{key}` has no value")
+        elif isinstance(value, bool) and base in (int, float):
+            raise UsageError(f"{where}: `{path}{key}` is a number, not {value}")

@@ -1,0 +1,26 @@
+"""Errors that are meant for the user: one line that says what is wrong, where, and what to do."""
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_UNRESOLVED = 3
+EXIT_LIMIT = 4
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A failure that the user can mend; the command prints its one line and leaves with `exit_code`."""
+
+    exit_code = EXIT_ERROR
+
+
+class UsageError(UserError):
+    """A wrong option, config key or value (exit 2)."""
+
+    exit_code = EXIT_USAGE
+
+
+class Interrupted(UserError):
+    """Stopped by a signal after the state was saved; the same command resumes (exit 130)."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -1,0 +1,31 @@
+"""Log lines: plain, on stderr, and once more in the output directory's `log.txt`."""
+
+import logging
+from pathlib import Path
+
+_FORMAT = "%(asctime)s %(message)s"
+
+
+def setup() -> None:
+    """Sends the package's log lines to stderr (the command calls this once)."""
+    logger = logging.getLogger("qurating_jax")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def to_file(directory: str) -> logging.Handler:
+    """Copies log lines into `directory/log.txt` (appended); remove the returned handler with `stop`."""
+    handler = logging.FileHandler(Path(directory) / "log.txt", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger("qurating_jax").addHandler(handler)
+    return handler
+
+
+def stop(handler: logging.Handler) -> None:
+    """Ends a copy begun by `to_file`."""
+    logging.getLogger("qurating_jax").removeHandler(handler)
+    handler.close()

@@ -1,0 +1,207 @@
+"""The contract between stages: an output directory is an artifact once its `manifest.json` is there.
+
+`begin` claims a directory for a run and says whether it is fresh, resumable or finished; `finish` writes the manifest
+last, atomically. In between `run.json` holds the run's fingerprint, so that a directory of another run is never mixed
+into this one. No clock time is recorded: equal runs leave equal manifests.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from qurating_jax.runtime import storage
+from qurating_jax.runtime.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RUN = "run.json"
+LOG = "log.txt"
+
+_PACKAGES = ("qurating-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "tensorstore",
+             "tokenizers", "transformers")  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A claimed output directory. `state`: "fresh", "resumed", or "finished" (then `counts` are the recorded ones)."""
+
+    output: str
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    state: Literal["fresh", "resumed", "finished"]
+    counts: dict[str, Any]
+
+    def path(self, *parts: str) -> str:
+        """A path inside the output directory."""
+        return storage.join(self.output, *parts)
+
+
+def begin(
+    output: str,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    overwrite: bool,
+) -> Run:
+    """Claims `output` for a run.
+
+    Args:
+        output: directory, local or remote.
+        stage: the stage's name.
+        config: the whole resolved config (recorded).
+        identity: the part of the config that can change the result; with `inputs` it makes the fingerprint.
+        inputs: digests of what the stage reads (see `input_digest`).
+        overwrite: remove a run that does not fit instead of refusing.
+
+    Raises:
+        UserError: the directory holds another run, or files that no run of ours left.
+    """
+    determined = {"stage": stage, "config": _without_places(identity), "inputs": inputs}
+    found = _read_if_there(storage.join(output, MANIFEST)) or _read_if_there(storage.join(output, RUN))
+    if found is not None and not overwrite:
+        if found.get("determined") != determined:
+            difference = "; ".join(_differences(found.get("determined", {}), determined)) or "another version of it"
+            raise UserError(
+                f"{output}: holds a run that differs ({difference}); choose another --output, or --overwrite to replace it"
+            )
+        finished = "counts" in found
+        log.info("%s: %s %s", stage, output, "is complete" if finished else "is unfinished: resuming")
+        return Run(output, stage, dict(config), dict(inputs), "finished" if finished else "resumed", found.get("counts", {}))
+    left = [name for name in storage.list_dir(output) if name != LOG]
+    if left and not overwrite:
+        raise UserError(f"{output}: not empty and not a run of ours ({left[0]} ...); choose another --output")
+    if left:
+        _remove_run(output, known=found is not None)
+    storage.make_dirs(output)
+    storage.write_json(storage.join(output, RUN), {"schema_version": SCHEMA_VERSION, "determined": determined})
+    return Run(output, stage, dict(config), dict(inputs), "fresh", {})
+
+
+def finish(run: Run, counts: Mapping[str, Any]) -> None:
+    """Writes the manifest: from here on the directory is a finished artifact."""
+    document = storage.read_json(run.path(RUN))
+    document |= {
+        "stage": run.stage,
+        "config": run.config,
+        "counts": dict(counts),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+    storage.write_json(run.path(MANIFEST), document)
+
+
+def read(directory: str, *, stages: Sequence[str] = ()) -> dict[str, Any]:
+    """The manifest of a finished artifact.
+
+    Raises:
+        UserError: the artifact is unfinished, or was made by none of `stages`.
+    """
+    document = _read_if_there(storage.join(directory, MANIFEST))
+    if document is None:
+        unfinished = _read_if_there(storage.join(directory, RUN))
+        if unfinished is not None:
+            stage = unfinished["determined"]["stage"]
+            raise UserError(f"{directory}: unfinished output of `qurating {stage}`; run that command again to complete it")
+        wanted = " or ".join(f"`qurating {stage}`" for stage in stages) or "a stage"
+        raise UserError(f"{directory}: not an output of {wanted} (no {MANIFEST})")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{directory}: manifest of schema {document.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+    if stages and document["stage"] not in stages:
+        raise UserError(
+            f"{directory}: output of `qurating {document['stage']}`, expected one of `qurating {' | '.join(stages)}`"
+        )
+    return document
+
+
+def is_artifact(directory: str) -> bool:
+    """True where a finished or unfinished stage output stands."""
+    return any(storage.exists(storage.join(directory, name)) for name in (MANIFEST, RUN))
+
+
+def input_digest(patterns: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
+    """What identifies an input: the manifests of artifact directories, size and edge hash of every other file.
+
+    Raises:
+        UserError: a named directory is an unfinished artifact.
+    """
+    manifests = {}
+    for pattern in patterns:
+        if not any(sign in pattern for sign in "*?[") and is_artifact(pattern):
+            read(pattern)
+            manifests[pattern] = sha256(storage.read_text(storage.join(pattern, MANIFEST)))
+    others = [file for file in files if not any(file.startswith(storage.join(root, "")) for root in manifests)]
+    digests = [[Path(file).name, storage.digest(file)] for file in others]
+    return {"manifests": sorted(manifests.values()), "files": len(others), "sha256": sha256(json.dumps(digests))}
+
+
+def sha256(text: str) -> str:
+    """Hex digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result can depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout this package runs from, `-dirty` where changed; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _read_if_there(path: str) -> dict[str, Any] | None:
+    return storage.read_json(path) if storage.exists(path) else None
+
+
+# Where things lie does not determine a result: inputs are known by their digests.
+_PLACES = ("output",)
+
+
+def _without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if key not in _PLACES}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+    return [] if old == new else [f"{path} was {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _remove_run(output: str, *, known: bool) -> None:
+    """--overwrite removes what a run of ours left, never a directory that only happens to be named."""
+    if not known:
+        raise UserError(f"{output}: not empty and not a run of ours; --overwrite does not remove it, empty it by hand")
+    for name in storage.list_dir(output):
+        storage.remove_tree(storage.join(output, name))

@@ -1,0 +1,64 @@
+"""What every stage shares: the common options and the claim on its output directory."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from qurating_jax import config as configs
+from qurating_jax.config import option
+from qurating_jax.runtime import logs, manifest, storage
+from qurating_jax.runtime.errors import UsageError
+from qurating_jax.runtime.manifest import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Options of every stage."""
+
+    output: str = option("", "directory that the stage writes; a re-run resumes or does nothing", runtime=True)
+    seed: int = option(0, "seed of every draw the stage makes")
+    dry_run: bool = option(False, "check the inputs, say what would be done, write nothing", runtime=True)
+    overwrite: bool = option(False, "replace another run's output in the directory", runtime=True)
+    json: bool = option(False, "print the counts as one JSON line at the end of stdout", runtime=True)
+
+
+@contextlib.contextmanager
+def open_run(config: StageConfig, stage: str, inputs: Mapping[str, Any]) -> Iterator[Run]:
+    """Claims `config.output` (see `manifest.begin`), writes the resolved config there and copies the log into it."""
+    require(config, "output")
+    run = manifest.begin(
+        config.output,
+        stage=stage,
+        config=configs.resolved(config),
+        identity=configs.identity(config),
+        inputs=inputs,
+        overwrite=config.overwrite,
+    )
+    if run.state == "finished":
+        yield run
+        return
+    storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
+    if storage.is_remote(config.output):
+        yield run
+        return
+    handler = logs.to_file(config.output)
+    try:
+        log.info("%s: %s run in %s", stage, run.state, config.output)
+        yield run
+    finally:
+        logs.stop(handler)
+
+
+def require(config: Any, *names: str) -> None:
+    """Raises `UsageError` for the first named option that is empty."""
+    for name in names:
+        if getattr(config, name) in ("", (), None):
+            raise UsageError(f"--{name} is required (on the command line or in the config file)")
+
+
