@@ -30,7 +30,7 @@ def option(default: T, help: str, *, runtime: bool = False) -> T:
         runtime: True where the value cannot change a stage's result (progress, worker counts), so that a run may be
             resumed under another value.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "runtime": runtime})  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata={"help": help, "runtime": runtime})
 
 
 def parse(config_class: type[T], argv: Sequence[str], *, prog: str, description: str = "") -> T:

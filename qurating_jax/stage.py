@@ -60,5 +60,3 @@ def require(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) in ("", (), None):
             raise UsageError(f"--{name} is required (on the command line or in the config file)")
-
-

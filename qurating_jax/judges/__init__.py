@@ -1,0 +1,1 @@
+"""Who compares texts: criteria, pair designs, judges."""

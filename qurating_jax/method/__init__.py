@@ -1,0 +1,1 @@
+"""What it computes: pure functions on NumPy arrays."""

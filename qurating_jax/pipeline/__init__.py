@@ -1,0 +1,1 @@
+"""What runs: one file per stage, from config to manifest."""

@@ -1,0 +1,1 @@
+"""Files, manifests, checkpoints, logs, progress."""

@@ -74,11 +74,13 @@ def begin(
         if found.get("determined") != determined:
             difference = "; ".join(_differences(found.get("determined", {}), determined)) or "another version of it"
             raise UserError(
-                f"{output}: holds a run that differs ({difference}); choose another --output, or --overwrite to replace it"
+                f"{output}: holds another run ({difference}); choose another --output, or --overwrite to replace it"
             )
         finished = "counts" in found
         log.info("%s: %s %s", stage, output, "is complete" if finished else "is unfinished: resuming")
-        return Run(output, stage, dict(config), dict(inputs), "finished" if finished else "resumed", found.get("counts", {}))
+        return Run(
+            output, stage, dict(config), dict(inputs), "finished" if finished else "resumed", found.get("counts", {})
+        )
     left = [name for name in storage.list_dir(output) if name != LOG]
     if left and not overwrite:
         raise UserError(f"{output}: not empty and not a run of ours ({left[0]} ...); choose another --output")
@@ -113,11 +115,15 @@ def read(directory: str, *, stages: Sequence[str] = ()) -> dict[str, Any]:
         unfinished = _read_if_there(storage.join(directory, RUN))
         if unfinished is not None:
             stage = unfinished["determined"]["stage"]
-            raise UserError(f"{directory}: unfinished output of `qurating {stage}`; run that command again to complete it")
+            raise UserError(
+                f"{directory}: unfinished output of `qurating {stage}`; run that command again to complete it"
+            )
         wanted = " or ".join(f"`qurating {stage}`" for stage in stages) or "a stage"
         raise UserError(f"{directory}: not an output of {wanted} (no {MANIFEST})")
     if document.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{directory}: manifest of schema {document.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+        raise UserError(
+            f"{directory}: manifest of schema {document.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+        )
     if stages and document["stage"] not in stages:
         raise UserError(
             f"{directory}: output of `qurating {document['stage']}`, expected one of `qurating {' | '.join(stages)}`"
@@ -190,7 +196,9 @@ def _without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+        return [
+            text for key in keys for text in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if old == new else [f"{path} was {_short(old)}, now {_short(new)}"]
 
 

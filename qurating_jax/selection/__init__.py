@@ -1,0 +1,1 @@
+"""From keys to copied rows: exact token-budget selection."""

@@ -1,0 +1,1 @@
+"""State, step and loop shared by rater and language model."""

@@ -1,0 +1,121 @@
+"""What a decoder is read out as: a language model's cross-entropy and logits, or a rater's scores.
+
+Losses come as (sum, count), so that accumulation, padding and sharding cannot bias a mean. Letters as in `llama`;
+C criteria.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qurating_jax.models import llama
+from qurating_jax.models.config import ComputeConfig, DecoderConfig
+from qurating_jax.models.llama import Params
+
+# Logits exist for this many positions of a row at a time, in the forward and in the backward pass.
+_LOGITS_CHUNK_TOKENS = 256
+
+
+def scores(params: Params, config: DecoderConfig, tokens_BT: Array, mask_BT: Array, *, compute: ComputeConfig) -> Array:
+    """A rater's scores, read at the last real token of every row.
+
+    Args:
+        params: parameters of a decoder with `config.num_criteria` > 0.
+        config: the architecture.
+        tokens_BT: int32 token ids; what stands where the mask is False does not matter.
+        mask_BT: bool, True on real tokens: one run per row, padded on either side. A row with no real token yields
+            an arbitrary finite score.
+        compute: dtype, remat and scan settings; norm and head are float32 whatever the dtype, since bfloat16 scores
+            would leave thousands of documents tied.
+
+    Returns:
+        float32 [B, C].
+    """
+    positions_BT = jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
+    x_BTD = llama.hidden_states(
+        params,
+        config,
+        tokens_BT,
+        positions_BT=positions_BT,
+        segment_ids_BT=mask_BT.astype(jnp.int32),
+        compute=compute,
+    )
+    T = tokens_BT.shape[1]
+    last_B = T - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
+    x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+    return llama.final_norm(params, config, x_BD) @ params["head"]["kernel"].astype(jnp.float32)
+
+
+def logits(
+    params: Params,
+    config: DecoderConfig,
+    tokens_BT: Array,
+    *,
+    positions_BT: Array | None = None,
+    segment_ids_BT: Array | None = None,
+    compute: ComputeConfig,
+) -> Array:
+    """All next-token logits, float32 [B, T, V]; training uses `token_losses`, which never holds them at once."""
+    x_BTD = llama.hidden_states(
+        params, config, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, compute=compute
+    )
+    return _project(llama.final_norm(params, config, x_BTD), lm_kernel(params, config))
+
+
+def token_losses(
+    params: Params,
+    config: DecoderConfig,
+    tokens_BT: Array,
+    segment_ids_BT: Array,
+    positions_BT: Array,
+    *,
+    compute: ComputeConfig,
+) -> tuple[Array, Array]:
+    """Next-token cross-entropy of packed rows.
+
+    Position t predicts token t + 1 where both belong to the same segment and the segment is not 0 (padding); the
+    first token of a segment is never predicted.
+
+    Args:
+        params: parameters of a decoder with an LM head.
+        config: the architecture.
+        tokens_BT: int32 token ids.
+        segment_ids_BT: int32; 0 is padding.
+        positions_BT: int32 positions, restarting in every segment.
+        compute: dtype, remat and scan settings.
+
+    Returns:
+        float32 [B, T-1] losses in nats (0 where nothing is predicted) and bool [B, T-1], where something is.
+    """
+    x_BTD = llama.hidden_states(
+        params, config, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, compute=compute
+    )
+    x_BTD = llama.final_norm(params, config, x_BTD)[:, :-1]
+    targets_BT = tokens_BT[:, 1:]
+    predicted_BT = (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]) & (segment_ids_BT[:, 1:] != 0)
+    kernel_DV = lm_kernel(params, config)
+
+    @jax.checkpoint  # the backward pass makes a chunk's logits again instead of keeping all of them
+    def chunk_losses(x_BTD: Array, targets_BT: Array) -> Array:
+        logits_BTV = _project(x_BTD, kernel_DV)
+        target_logits = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits
+
+    starts = range(0, targets_BT.shape[1], _LOGITS_CHUNK_TOKENS)
+    losses_BT = jnp.concatenate(
+        [
+            chunk_losses(x_BTD[:, s : s + _LOGITS_CHUNK_TOKENS], targets_BT[:, s : s + _LOGITS_CHUNK_TOKENS])
+            for s in starts
+        ],
+        axis=1,
+    )
+    return jnp.where(predicted_BT, losses_BT, 0.0), predicted_BT
+
+
+def lm_kernel(params: Params, config: DecoderConfig) -> Array:
+    """The LM head's matrix [D, V]: its own, or the embedding's transpose where tied."""
+    return params["embed"]["table"].T if config.tie_embeddings else params["head"]["kernel"]
+
+
+def _project(x_BTD: Array, kernel_DV: Array) -> Array:
+    return jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)

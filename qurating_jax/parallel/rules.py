@@ -1,0 +1,103 @@
+"""Logical axis names -> mesh axes: one small dataclass, with checks that name the culprit."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Which mesh axes each logical axis is split over (None: replicated)."""
+
+    # activations
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = None
+    act_embed: MeshAxes = None
+    # parameters (heads and mlp: activations too)
+    layers: MeshAxes = None
+    embed: MeshAxes = "fsdp"
+    mlp: MeshAxes = "tensor"
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    head_dim: MeshAxes = None
+    vocab: MeshAxes = "tensor"
+    norm: MeshAxes = None
+    criteria: MeshAxes = None
+
+    def spec(self, names: Sequence[str]) -> PartitionSpec:
+        """The partition of an array whose dimensions carry `names`.
+
+        Raises:
+            ValueError: two dimensions would be split over the same mesh axis.
+        """
+        axes = [getattr(self, name) for name in names]
+        used: dict[str, str] = {}
+        for name, entry in zip(names, axes, strict=True):
+            for axis in _as_tuple(entry):
+                if axis in used:
+                    raise ValueError(f"mesh axis `{axis}` would split both `{used[axis]}` and `{name}` of one array")
+                used[axis] = name
+        return PartitionSpec(*axes)
+
+    def sharding(self, mesh: Mesh, names: Sequence[str], shape: Sequence[int], what: str) -> NamedSharding:
+        """The sharding of one array.
+
+        Args:
+            mesh: the device mesh.
+            names: logical axis names, one per dimension.
+            shape: the array's shape.
+            what: its name, for errors.
+
+        Raises:
+            ValueError: a dimension is not divisible by the devices it is split over.
+        """
+        spec = self.spec(names)
+        for name, size, entry in zip(names, shape, spec, strict=True):
+            parts = math.prod(mesh.shape[axis] for axis in _as_tuple(entry))
+            if size % parts:
+                axes = " x ".join(_as_tuple(entry))
+                raise ValueError(
+                    f"{what}: `{name}` has size {size}, not divisible by {parts} (mesh axis {axes}); change the mesh"
+                )
+        return NamedSharding(mesh, spec)
+
+
+RULES = ShardingRules()
+
+
+def tree_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: ShardingRules = RULES) -> Any:
+    """Shardings of a tree of arrays from the tree of their logical axis names and of their shapes."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, names: rules.sharding(mesh, names, leaf.shape, jax.tree_util.keystr(path)), shapes, axes
+    )
+
+
+def batch_shardings(mesh: Mesh, ndims: Mapping[str, int], *, leading: int = 0, rules: ShardingRules = RULES) -> Any:
+    """Shardings of a batch of named arrays: dimension `leading` is the batch, the others are whole."""
+    return {
+        name: NamedSharding(mesh, PartitionSpec(*[None] * leading, rules.batch, *[None] * (ndim - leading - 1)))
+        for name, ndim in ndims.items()
+    }
+
+
+def num_batch_shards(mesh: Mesh, rules: ShardingRules = RULES) -> int:
+    """Over how many device groups the batch is split."""
+    return math.prod(mesh.shape[axis] for axis in _as_tuple(rules.batch))
+
+
+def constrain(x: Array, names: Sequence[str], rules: ShardingRules = RULES) -> Array:
+    """Keeps an activation split as the rules say; nothing happens outside a mesh (`jax.set_mesh`)."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(names))
+
+
+def _as_tuple(entry: MeshAxes) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
