@@ -1,0 +1,59 @@
+"""Where a training run starts from: a preset (random weights) or a Hugging Face directory or hub id."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from qurating_jax.models import hf
+from qurating_jax.models.config import PRESETS, ArchitectureOverrides, DecoderConfig
+from qurating_jax.models.llama import Params
+from qurating_jax.runtime.errors import UserError
+
+# A preset's vocabulary is rounded up: it then splits over any tensor axis and fills whole matrix tiles.
+_VOCABULARY_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """An architecture and, unless it starts from random weights, the directory that holds its weights."""
+
+    config: DecoderConfig
+    directory: str | None
+
+    def load(self, mesh: Mesh, *, seed: int) -> Params | None:
+        """The weights in their shards (a head that the directory lacks is drawn from `seed`); None for a preset."""
+        return None if self.directory is None else hf.load(self.directory, mesh, config=self.config, seed=seed)
+
+
+def resolve_base(
+    name: str, *, revision: str | None, architecture: ArchitectureOverrides, vocab_size: int, num_criteria: int = 0
+) -> BaseModel:
+    """Finds a preset, directory or hub id and puts the wanted head on it.
+
+    Args:
+        name: one of `PRESETS`, a directory, or a hub id.
+        revision: of a hub id.
+        architecture: changes to a preset.
+        vocab_size: of the tokenizer that the texts go through.
+        num_criteria: scores of a rater; 0 for a language model.
+
+    Raises:
+        UserError: overrides for a loaded model, a vocabulary smaller than the tokenizer's, a rater as the base of a
+            language model.
+    """
+    if name in PRESETS:
+        padded = -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        config = architecture.apply(dataclasses.replace(PRESETS[name], vocab_size=padded))
+        return BaseModel(config.with_head(num_criteria), None)
+    if architecture.any():
+        raise UserError("architecture.* changes a preset; a model that is loaded keeps its own architecture")
+    directory = hf.resolve(name, revision)
+    config, labels = hf.read_config(directory)
+    if labels and not num_criteria:
+        raise UserError(f"{name}: a rater, not a language model")
+    if config.vocab_size < vocab_size:
+        raise UserError(
+            f"{name}: vocabulary of {config.vocab_size}, but the tokenizer has {vocab_size} tokens; use this model's own"
+        )
+    return BaseModel(config.with_head(num_criteria), directory)

@@ -1,0 +1,95 @@
+"""Train a language model on token shards, from a preset or from a checkpoint."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from qurating_jax.config import option
+from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
+from qurating_jax.parallel.options import Distributed, MeshShape
+from qurating_jax.runtime import manifest, storage
+from qurating_jax.stage import StageConfig, open_run, require
+from qurating_jax.training.options import LoopConfig, OptimConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StageConfig):
+    """Options of `qurating train-lm`."""
+
+    tokens: str = option("", "output of `qurating tokenize`", runtime=True)
+    model: str = option("debug", f"preset ({', '.join(PRESETS)}), or Hugging Face directory or hub id to start from")
+    revision: str | None = option(None, "revision of a hub id")
+    architecture: ArchitectureOverrides = ArchitectureOverrides()
+    num_steps: int | None = option(None, "updates; null: as many as `num_epochs` gives")
+    num_epochs: float = option(1.0, "passes over the tokens (where num_steps is null)")
+    batch_sequences: int = option(2048, "rows per update, over all devices")
+    accumulation: int = option(1, "micro-batches per update")
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshShape = MeshShape()
+    compute: ComputeConfig = ComputeConfig()
+    distributed: Distributed = Distributed()
+
+    def __post_init__(self) -> None:
+        if min(self.batch_sequences, self.accumulation) < 1 or (self.num_steps is not None and self.num_steps < 1):
+            raise ValueError("batch_sequences, accumulation and num_steps must be at least 1")
+        if self.num_epochs <= 0:
+            raise ValueError("num_epochs must be positive")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Writes `checkpoints/`, `metrics.jsonl` and, at the end, the exported model in `hf/`."""
+    from qurating_jax.data.tokenizer import load_tokenizer
+    from qurating_jax.data.tokens import TokenRows
+    from qurating_jax.models.base import resolve_base
+    from qurating_jax.parallel import distributed
+    from qurating_jax.parallel.mesh import make_mesh
+    from qurating_jax.training.fit import export, fit
+    from qurating_jax.training.losses import next_token_loss
+
+    require(config, "tokens")
+    distributed.initialize(config.distributed)
+    tokenized = manifest.read(config.tokens, stages=("tokenize",))["counts"]
+    rows = TokenRows(storage.join(config.tokens, "tokens"))
+    base = resolve_base(
+        config.model,
+        revision=config.revision,
+        architecture=config.architecture,
+        vocab_size=tokenized["vocab_size"],
+    )
+    num_steps = config.num_steps or max(1, round(config.num_epochs * rows.num_rows / config.batch_sequences))
+    counts: dict[str, Any] = {
+        "num_steps": num_steps,
+        "num_epochs": round(num_steps * config.batch_sequences / rows.num_rows, 4),
+        "sequence_tokens": rows.sequence_tokens,
+        "seen_tokens": num_steps * config.batch_sequences * rows.sequence_tokens,
+    }
+    log.info("train-lm: %(num_steps)d steps, %(num_epochs)s epochs, %(seen_tokens)d tokens with padding", counts)
+    if config.dry_run:
+        print(f"would train {config.model} for {num_steps} steps on {rows.num_rows} rows into {config.output}")
+        return counts
+
+    inputs = {"tokens": manifest.input_digest([config.tokens], [])}
+    with open_run(config, "train-lm", inputs) as run:
+        if run.state == "finished":
+            return run.counts
+        params = fit(
+            base,
+            lambda params, batch: next_token_loss(params, base.config, batch, compute=config.compute),
+            rows.fetch,
+            mesh=make_mesh(config.mesh),
+            num_rows=rows.num_rows,
+            num_steps=num_steps,
+            batch_size=config.batch_sequences,
+            accumulation=config.accumulation,
+            seed=config.seed,
+            optim_config=config.optim,
+            loop_config=config.loop,
+            title="train-lm",
+            directory=run.output,
+        )
+        export(run.path("hf"), params, base.config, load_tokenizer(storage.join(config.tokens, "tokenizer")))
+        manifest.finish(run, counts)
+        return counts

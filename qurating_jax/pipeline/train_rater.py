@@ -1,0 +1,147 @@
+"""Train a rater on pairwise judgments: Bradley-Terry over one score per criterion, read at the last token."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from qurating_jax.config import option
+from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
+from qurating_jax.parallel.options import Distributed, MeshShape
+from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime.errors import UserError
+from qurating_jax.stage import StageConfig, open_run, require
+from qurating_jax.training.options import LoopConfig, OptimConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StageConfig):
+    """Options of `qurating train-rater`; the defaults are the paper's recipe (REFERENCE step 2)."""
+
+    judgments: tuple[str, ...] = option((), "judgments: files or `judge run`'s output", runtime=True)
+    base: str = option("", f"trunk: preset ({', '.join(PRESETS)}), Hugging Face directory or hub id")
+    revision: str | None = option(None, "revision of a hub id")
+    architecture: ArchitectureOverrides = ArchitectureOverrides()
+    tokenizer: str | None = option(None, "tokenizer; null: the base's own (a preset has none)", runtime=True)
+    criteria: tuple[str, ...] = option((), "criteria to learn, in the order of the scores; none: all in the file")
+    validation_fraction: float = option(0.1, "share of the judged groups held out; no text is on both sides")
+    margin: float = option(0.5, "least confidence |2p - 1| of a label that is learned from")
+    label_temperature: float = option(1.0, "labels become sigmoid(logit(p) / temperature)")
+    max_tokens: int = option(2048, "longer texts are cut")
+    num_epochs: float = option(2.0, "passes over the training groups")
+    batch_pairs: int = option(512, "judged groups per update, over all devices")
+    accumulation: int = option(1, "micro-batches per update")
+    optim: OptimConfig = OptimConfig(
+        learning_rate=5e-5, schedule="linear", warmup_fraction=0.1, final_fraction=0.0, beta2=0.999
+    )
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshShape = MeshShape()
+    compute: ComputeConfig = ComputeConfig()
+    distributed: Distributed = Distributed()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError("validation_fraction must lie between 0 and 1")
+        if not 0 <= self.margin <= 1 or self.label_temperature <= 0:
+            raise ValueError("margin must lie in 0..1, label_temperature must be positive")
+        if min(self.batch_pairs, self.accumulation, self.max_tokens) < 1 or self.num_epochs <= 0:
+            raise ValueError("batch_pairs, accumulation, max_tokens and num_epochs must be positive")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Writes `checkpoints/`, `metrics.jsonl`, the exported rater in `hf/`, and `eval.json` (held-out accuracy)."""
+    from qurating_jax.data import judgments as judged
+    from qurating_jax.data.rater_examples import RaterExamples
+    from qurating_jax.data.tokenizer import load_tokenizer
+    from qurating_jax.models.base import resolve_base
+    from qurating_jax.parallel import distributed
+    from qurating_jax.parallel.mesh import make_mesh
+    from qurating_jax.scoring.accuracy import held_out_accuracy
+    from qurating_jax.scoring.rater import Rater
+    from qurating_jax.training.fit import export, fit
+    from qurating_jax.training.losses import bradley_terry_loss
+
+    require(config, "judgments", "base")
+    distributed.initialize(config.distributed)
+    files = judged.find_files(config.judgments)
+    judgments = judged.read_judgments(config.judgments, config.criteria or None)
+    tokenizer = load_tokenizer(_tokenizer_source(config), None if config.tokenizer else config.revision)
+    base = resolve_base(
+        config.base,
+        revision=config.revision,
+        architecture=config.architecture,
+        vocab_size=tokenizer.vocab_size,
+        num_criteria=len(judgments.criteria),
+    )
+    train_rows, validation_rows = judged.split_disjoint(judgments, config.validation_fraction, config.seed)
+    counts: dict[str, Any] = {
+        "criteria": list(judgments.criteria),
+        "train_groups": len(train_rows),
+        "validation_groups": len(validation_rows),
+        "num_steps": max(1, round(config.num_epochs * len(train_rows) / config.batch_pairs)),
+    }
+    log.info("train-rater: %(train_groups)d groups, %(validation_groups)d held out, %(num_steps)d steps", counts)
+    if config.dry_run:
+        print(f"would train {config.base} on {len(train_rows)} judged groups for {counts['num_steps']} steps")
+        return counts
+
+    inputs = {"judgments": manifest.input_digest(config.judgments, files), "tokenizer": tokenizer.identity}
+    with open_run(config, "train-rater", inputs) as run:
+        if run.state == "finished":
+            return run.counts
+        mesh = make_mesh(config.mesh)
+        examples = RaterExamples(judgments, tokenizer, max_tokens=config.max_tokens)
+        params = fit(
+            base,
+            lambda params, batch: bradley_terry_loss(
+                params,
+                base.config,
+                batch,
+                margin=config.margin,
+                label_temperature=config.label_temperature,
+                compute=config.compute,
+            ),
+            lambda rows: examples.fetch(train_rows[rows]),
+            mesh=mesh,
+            num_rows=len(train_rows),
+            num_steps=counts["num_steps"],
+            batch_size=config.batch_pairs,
+            accumulation=config.accumulation,
+            seed=config.seed,
+            optim_config=config.optim,
+            loop_config=config.loop,
+            title="train-rater",
+            directory=run.output,
+            labels=judgments.criteria,
+        )
+        export(run.path("hf"), params, base.config, tokenizer, labels=judgments.criteria)
+
+        rater = Rater.build(
+            params,
+            base.config,
+            judgments.criteria,
+            tokenizer,
+            mesh=mesh,
+            compute=config.compute,
+            window_tokens=config.max_tokens,
+        )
+        accuracy = held_out_accuracy(rater, judgments, validation_rows)
+        storage.write_json(run.path("eval.json"), {"validation": accuracy})
+        for criterion, row in accuracy.items():
+            log.info("train-rater: %s: held-out accuracy %s of %d pairs", criterion, row["accuracy"], row["num_pairs"])
+        counts |= {
+            "cut_texts": examples.num_cut,
+            "padding_fraction": round(examples.padding_fraction, 4),
+            "accuracy": {criterion: row["accuracy"] for criterion, row in accuracy.items()},
+        }
+        manifest.finish(run, counts)
+        return counts
+
+
+def _tokenizer_source(config: Config) -> str:
+    if config.tokenizer:
+        return config.tokenizer
+    if config.base in PRESETS:
+        raise UserError(f"--base {config.base} is a preset and has no tokenizer: give --tokenizer")
+    return config.base

@@ -1,0 +1,77 @@
+"""Training checkpoints through Orbax: asynchronous, committed atomically, restored onto any mesh."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one run: `{params, opt_state, step}` under their step number, plus a small JSON document.
+
+    Use as a context manager: leaving it waits for the save in progress.
+    """
+
+    def __init__(self, directory: str, *, keep: int) -> None:
+        """Opens (or creates) the directory; only the newest `keep` checkpoints stay."""
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest committed step, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, document: dict[str, Any]) -> None:
+        """Starts saving in the background; nothing happens where this step is already saved."""
+        if self._manager.latest_step() == step:
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), document=ocp.args.JsonSave(document))
+        self._manager.save(step, args=args)
+
+    def restore(self, step: int, state: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads a step into the shapes and shardings of `state` (arrays, or `jax.ShapeDtypeStruct` with shardings)."""
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), document=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        return restored.state, restored.document
+
+
+def restore_params(
+    directory: str, abstract: Callable[[dict[str, Any]], Any]
+) -> tuple[Any, dict[str, Any], int]:
+    """Only the parameters of the newest checkpoint: params, document, step.
+
+    Args:
+        directory: a `checkpoints/` directory.
+        abstract: the stored document -> shapes, dtypes and shardings of the parameters.
+
+    Raises:
+        FileNotFoundError: no committed checkpoint.
+    """
+    if not Path(directory).is_dir() and "://" not in directory:
+        raise FileNotFoundError(directory)
+    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+    with ocp.CheckpointManager(_absolute(directory), options=options) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise FileNotFoundError(directory)
+        document = manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
+        target = {"params": abstract(document)}
+        restore = ocp.args.PyTreeRestore(
+            target, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+        )
+        restored = manager.restore(step, args=ocp.args.Composite(state=restore))
+        return restored.state["params"], document, step
+
+
+def _absolute(directory: str) -> str:
+    return directory if "://" in directory else str(Path(directory).resolve())

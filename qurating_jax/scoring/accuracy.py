@@ -1,0 +1,46 @@
+"""How well scores agree with judgments: held-out pair accuracy by criterion and margin (REFERENCE step 2)."""
+
+from typing import Any
+
+import numpy as np
+
+from qurating_jax.data.judgments import Judgments
+from qurating_jax.method.bradley_terry import pair_accuracy
+from qurating_jax.scoring.rater import Rater
+
+MARGINS = (0.0, 0.5, 0.8)
+
+
+def held_out_accuracy(rater: Rater, judgments: Judgments, rows: np.ndarray) -> dict[str, dict[str, Any]]:
+    """A rater's accuracy on the judged groups `rows` (int64 [m]); texts are cut at the rater's window."""
+    texts = [text for row in rows for text in judgments.texts[row]]
+    windows = [ids[: rater.window_tokens] for ids in rater.tokenizer.encode(texts)]
+    scores = rater.score_windows(windows).reshape(len(rows), -1, len(rater.criteria))
+    return accuracy_by_criterion(scores, judgments, rows)
+
+
+def accuracy_by_criterion(scores: np.ndarray, judgments: Judgments, rows: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Pair accuracy of any scores.
+
+    Args:
+        scores: float [m, k, C], in the order of `judgments.criteria`.
+        judgments: the soft labels.
+        rows: int64 [m], the judged groups that `scores` belongs to.
+
+    Returns:
+        Per criterion: `accuracy`, `num_pairs` and `num_ties` over all pairs, `accuracy_margin_0.5` and
+        `num_pairs_margin_0.5` over the pairs of at least that confidence, the same for 0.8. An accuracy over no pair
+        is null.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for number, criterion in enumerate(judgments.criteria):
+        labels, valid = judgments.probabilities[rows, :, :, number], judgments.valid[rows, :, :, number]
+        row: dict[str, Any] = {}
+        for margin in MARGINS:
+            found = pair_accuracy(scores[:, :, number], labels, valid, margin=margin)
+            suffix = f"_margin_{margin}" if margin else ""
+            row |= {f"accuracy{suffix}": found.accuracy, f"num_pairs{suffix}": found.num_pairs}
+            if not margin:
+                row["num_ties"] = found.num_label_ties
+        result[criterion] = row
+    return result

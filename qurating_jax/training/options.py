@@ -1,0 +1,40 @@
+"""Settings of optimiser and loop: plain dataclasses, no JAX, so that stage configs can hold them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qurating_jax.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser settings; the defaults are the paper's language-model recipe (REFERENCE step 5)."""
+
+    learning_rate: float = option(5e-4, "peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = option("cosine", "decay after warm-up")
+    warmup_fraction: float = option(0.05, "share of the steps that warm up linearly")
+    final_fraction: float = option(0.1, "learning rate at the last step, as a share of the peak")
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices (norms and biases are spared)")
+    beta1: float = option(0.9, "Adam's first-moment decay")
+    beta2: float = option(0.95, "Adam's second-moment decay")
+    epsilon: float = option(1e-8, "Adam's denominator floor")
+    clip_norm: float = option(1.0, "largest global gradient norm")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction is {self.warmup_fraction}; it is a share of the steps, 0 <= share < 1")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError("learning_rate and clip_norm must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """When the loop logs and saves."""
+
+    log_steps: int = option(10, "log metrics every so many steps", runtime=True)
+    checkpoint_steps: int = option(500, "save a checkpoint every so many steps (and at the end)", runtime=True)
+    keep_checkpoints: int = option(2, "how many of the newest checkpoints stay", runtime=True)
+
+    def __post_init__(self) -> None:
+        if min(self.log_steps, self.checkpoint_steps, self.keep_checkpoints) < 1:
+            raise ValueError("log_steps, checkpoint_steps and keep_checkpoints must be at least 1")
