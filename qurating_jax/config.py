@@ -8,6 +8,7 @@ Draccus does the decoding; its own command line is not used because it opens any
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,8 @@ def parse(config_class: type[T], argv: Sequence[str], *, prog: str, description:
     values = load_yaml(path) if path else {}
     for key, text in given.items():
         _assign(values, key.split("."), _parse_value(text))
-    return decode(config_class, values, where=path or "command line")
+    where = " and ".join(filter(None, [path, "command line" if given else None]))
+    return decode(config_class, values, where=where or "defaults")
 
 
 def load(config_class: type[T], path: str) -> T:
@@ -99,7 +101,9 @@ def load_yaml(path: str) -> dict[str, Any]:
             values = yaml.load(stream, Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -131,6 +135,8 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized") and words:
             close = difflib.get_close_matches(words[0].split("=")[0], known, n=1)
             hint = f" (did you mean {close[0]}?)" if close else f" ({self.prog} --help lists the options)"
+        elif message.endswith("expected one argument"):
+            hint = " (a value that begins with a dash is given as --option=-value)"
         raise UsageError(f"{self.prog}: {message}{hint}")
 
 
@@ -156,7 +162,8 @@ def _add_options(parser: argparse.ArgumentParser, config_class: Any, *, prefix: 
 
 
 def _show(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("%", "%%")
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return shown.replace("%", "%%")
 
 
 def _metavar(hint: Any) -> str:
@@ -184,7 +191,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _check(config_class: Any, values: Any, *, where: str, path: str) -> None:
-    """Refuses what the decoder lets through: unknown keys with a hint, null for a value, yes/no for a number."""
+    """Refuses what the decoder lets through: unknown keys with a hint, null for a value, a value of another type."""
     if not isinstance(values, Mapping):
         raise UsageError(f"{where}: `{path[:-1]}` is a group of settings, not {values!r}")
     hints = typing.get_type_hints(config_class)
@@ -201,5 +208,31 @@ def _check(config_class: Any, values: Any, *, where: str, path: str) -> None:
             _check(base, value, where=where, path=f"{path}{key}.")
         elif value is None and not optional:
             raise UsageError(f"{where}: `{path}{key}` has no value")
-        elif isinstance(value, bool) and base in (int, float):
-            raise UsageError(f"{where}: `{path}{key}` is a number, not {value}")
+        elif value is not None and (wanted := _mismatch(value, base)):
+            raise UsageError(f"{where}: `{path}{key}` is {wanted}, not {value!r}")
+
+
+def _mismatch(value: Any, kind: Any) -> str | None:
+    """What a value of type `kind` would be, where `value` is none.
+
+    Text is allowed for numbers because the command line knows nothing else; numbers are not allowed for text because
+    YAML has then already changed them (`0123` is 83, `no` is False). Yes/no and choices are left to the decoder.
+    """
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            return "a list ([a, b] in YAML)"
+        wanted = next(filter(None, (_mismatch(part, item) for part in value)), None)
+        return f"a list where each value is {wanted}" if wanted else None
+    if kind is str and not isinstance(value, str):
+        return "text (put it in quotes)"
+    if kind in (int, float):
+        try:
+            number = None if isinstance(value, bool) else kind(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if kind is int and (number is None or isinstance(value, float)):
+            return "a whole number"
+        if number is None or not math.isfinite(number):
+            return "a finite number"
+    return None

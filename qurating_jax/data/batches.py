@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qurating_jax.parallel.rules import RULES, num_batch_shards
+from qurating_jax.runtime.errors import UserError
 
 FetchRows = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -34,13 +35,13 @@ class BatchBuilder:
         mesh: the batch dimension is split over the mesh as `parallel.rules` says.
 
     Raises:
-        ValueError: the batch does not divide by accumulation times batch shards.
+        UserError: the batch does not divide by accumulation times batch shards.
     """
 
     def __init__(self, order: Any, fetch: FetchRows, *, batch_size: int, accumulation: int, mesh: Mesh) -> None:
         parts = accumulation * num_batch_shards(mesh)
         if batch_size % parts:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {batch_size} does not divide into {accumulation} micro-batch(es) over "
                 f"{num_batch_shards(mesh)} device group(s); choose a multiple of {parts}"
             )

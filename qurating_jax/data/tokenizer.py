@@ -67,6 +67,11 @@ class TextTokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_id = self._find_eos()
 
+    @property
+    def backend(self) -> "Tokenizer":
+        """The `tokenizers.Tokenizer` itself, for what needs character offsets."""
+        return self._tokenizer
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text: int32 arrays `[num_tokens]`, no special tokens added; an empty text has none.
 

@@ -61,12 +61,13 @@ def _to_hf(config: Config, output: str) -> dict[str, Any]:
     import jax
 
     from qurating_jax.data.tokenizer import load_tokenizer
-    from qurating_jax.models import hf, llama
+    from qurating_jax.models import llama
     from qurating_jax.models.axes import logical_axes
     from qurating_jax.models.config import decoder_config
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.parallel.rules import tree_shardings
     from qurating_jax.runtime.checkpoint import restore_params
+    from qurating_jax.training.fit import export
 
     mesh = make_mesh(config.mesh)
 
@@ -82,10 +83,14 @@ def _to_hf(config: Config, output: str) -> dict[str, Any]:
         params, document, step = restore_params(storage.join(config.input, "checkpoints"), shapes)
     except FileNotFoundError:
         raise UserError(f"{config.input}: no committed checkpoint in its checkpoints/") from None
-    target = storage.join(output, "hf")
-    if config.tokenizer:
-        load_tokenizer(config.tokenizer).save(target)
-    hf.save(target, params, decoder_config(document["model"]), labels=document["labels"], dtype=config.dtype)
+    export(
+        storage.join(output, "hf"),
+        params,
+        decoder_config(document["model"]),
+        load_tokenizer(config.tokenizer) if config.tokenizer else None,
+        labels=document["labels"],
+        dtype=config.dtype,
+    )
     return {"parameters": _count(params), "step": step}
 
 

@@ -61,7 +61,7 @@ def main(config: Config) -> dict[str, Any]:
         "rater": manifest.input_digest([directory], storage.expand([directory], (".json", ".safetensors")))
     }
     if config.judgments:
-        inputs["judgments"] = manifest.input_digest(config.judgments, judged.find_files(config.judgments))
+        inputs["judgments"] = manifest.input_digest(config.judgments, judged.find_judgments(config.judgments))
     if config.documents:
         inputs["documents"] = manifest.input_digest(config.documents, documents.find_files(config.documents))
     if config.dry_run:

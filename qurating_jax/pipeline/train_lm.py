@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
         return counts
 
     inputs = {"tokens": manifest.input_digest([config.tokens], [])}
-    with open_run(config, "train-lm", inputs) as run:
+    with open_run(config, "train-lm", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts
         params = fit(

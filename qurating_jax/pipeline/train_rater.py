@@ -64,7 +64,7 @@ def main(config: Config) -> dict[str, Any]:
 
     require(config, "judgments", "base")
     distributed.initialize(config.distributed)
-    files = judged.find_files(config.judgments)
+    files = judged.find_judgments(config.judgments)
     judgments = judged.read_judgments(config.judgments, config.criteria or None)
     tokenizer = load_tokenizer(_tokenizer_source(config), None if config.tokenizer else config.revision)
     base = resolve_base(
@@ -87,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
         return counts
 
     inputs = {"judgments": manifest.input_digest(config.judgments, files), "tokenizer": tokenizer.identity}
-    with open_run(config, "train-rater", inputs) as run:
+    with open_run(config, "train-rater", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts
         mesh = make_mesh(config.mesh)
@@ -127,7 +127,8 @@ def main(config: Config) -> dict[str, Any]:
             window_tokens=config.max_tokens,
         )
         accuracy = held_out_accuracy(rater, judgments, validation_rows)
-        storage.write_json(run.path("eval.json"), {"validation": accuracy})
+        if run.primary:
+            storage.write_json(run.path("eval.json"), {"validation": accuracy})
         for criterion, row in accuracy.items():
             log.info("train-rater: %s: held-out accuracy %s of %d pairs", criterion, row["accuracy"], row["num_pairs"])
         counts |= {

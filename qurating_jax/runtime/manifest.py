@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A claimed output directory. `state`: "fresh", "resumed", or "finished" (then `counts` are the recorded ones)."""
+    """A claimed output directory. `state`: "fresh", "resumed", or "finished" (then `counts` are the recorded ones).
+
+    `primary` is True in the one process of the run that writes files which all share.
+    """
 
     output: str
     stage: str
@@ -40,6 +43,7 @@ class Run:
     inputs: dict[str, Any]
     state: Literal["fresh", "resumed", "finished"]
     counts: dict[str, Any]
+    primary: bool = True
 
     def path(self, *parts: str) -> str:
         """A path inside the output directory."""
@@ -68,11 +72,11 @@ def begin(
     Raises:
         UserError: the directory holds another run, or files that no run of ours left.
     """
-    determined = {"stage": stage, "config": _without_places(identity), "inputs": inputs}
+    determined = _as_json({"stage": stage, "config": _without_places(identity), "inputs": inputs})
     found = _read_if_there(storage.join(output, MANIFEST)) or _read_if_there(storage.join(output, RUN))
     if found is not None and not overwrite:
-        if found.get("determined") != determined:
-            difference = "; ".join(_differences(found.get("determined", {}), determined)) or "another version of it"
+        if found["determined"] != determined or found["schema_version"] != SCHEMA_VERSION:
+            difference = "; ".join(_differences(found["determined"], determined)) or "written by another version"
             raise UserError(
                 f"{output}: holds another run ({difference}); choose another --output, or --overwrite to replace it"
             )
@@ -86,13 +90,15 @@ def begin(
         raise UserError(f"{output}: not empty and not a run of ours ({left[0]} ...); choose another --output")
     if left:
         _remove_run(output, known=found is not None)
-    storage.make_dirs(output)
+    _make_directory(output)
     storage.write_json(storage.join(output, RUN), {"schema_version": SCHEMA_VERSION, "determined": determined})
     return Run(output, stage, dict(config), dict(inputs), "fresh", {})
 
 
 def finish(run: Run, counts: Mapping[str, Any]) -> None:
-    """Writes the manifest: from here on the directory is a finished artifact."""
+    """Writes the manifest: from here on the directory is a finished artifact. Only the primary process does."""
+    if not run.primary:
+        return
     document = storage.read_json(run.path(RUN))
     document |= {
         "stage": run.stage,
@@ -120,9 +126,9 @@ def read(directory: str, *, stages: Sequence[str] = ()) -> dict[str, Any]:
             )
         wanted = " or ".join(f"`qurating {stage}`" for stage in stages) or "a stage"
         raise UserError(f"{directory}: not an output of {wanted} (no {MANIFEST})")
-    if document.get("schema_version") != SCHEMA_VERSION:
+    if document["schema_version"] != SCHEMA_VERSION:
         raise UserError(
-            f"{directory}: manifest of schema {document.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+            f"{directory}: manifest of schema {document['schema_version']}, this version reads {SCHEMA_VERSION}"
         )
     if stages and document["stage"] not in stages:
         raise UserError(
@@ -132,21 +138,35 @@ def read(directory: str, *, stages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def is_artifact(directory: str) -> bool:
-    """True where a finished or unfinished stage output stands."""
-    return any(storage.exists(storage.join(directory, name)) for name in (MANIFEST, RUN))
+    """True where a finished or unfinished stage output stands (a foreign `manifest.json` does not make one)."""
+    return any(_read_if_there(storage.join(directory, name)) is not None for name in (MANIFEST, RUN))
+
+
+def exported(path: str, *stages: str) -> str:
+    """The `hf/` export inside a finished training run; any other path or hub id stays as it is."""
+    if not is_artifact(path):
+        return path
+    read(path, stages=(*stages, "convert"))
+    return storage.join(path, "hf")
 
 
 def input_digest(patterns: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     """What identifies an input: the manifests of artifact directories, size and edge hash of every other file.
 
+    A manifest counts without its `config`: what of it determines the result stands in `determined`, the rest (output
+    directory, worker counts) would make equal artifacts differ.
+
     Raises:
-        UserError: a named directory is an unfinished artifact.
+        UserError: a named directory, or one that holds a named file, is (or lies in) an unfinished artifact.
     """
     manifests = {}
-    for pattern in patterns:
-        if not any(sign in pattern for sign in "*?[") and is_artifact(pattern):
-            read(pattern)
-            manifests[pattern] = sha256(storage.read_text(storage.join(pattern, MANIFEST)))
+    places = {pattern.rstrip("/") for pattern in patterns if not any(sign in pattern for sign in "*?[")}
+    parents = {_parent(file) for file in files}
+    for place in sorted(places | parents | {_parent(path) for path in places | parents}):
+        if place and is_artifact(place):
+            document = read(place)
+            if place in places:
+                manifests[place] = sha256(json.dumps(document | {"config": None}, sort_keys=True))
     others = [file for file in files if not any(file.startswith(storage.join(root, "")) for root in manifests)]
     digests = [[Path(file).name, storage.digest(file)] for file in others]
     return {"manifests": sorted(manifests.values()), "files": len(others), "sha256": sha256(json.dumps(digests))}
@@ -182,7 +202,35 @@ def git_revision() -> str | None:
 
 
 def _read_if_there(path: str) -> dict[str, Any] | None:
-    return storage.read_json(path) if storage.exists(path) else None
+    """The document at `path`, None where there is none or it is not one of ours."""
+    if not storage.exists(path) or storage.is_dir(path):
+        return None
+    with storage.open_read(path) as stream:
+        content = stream.read()
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    ours = isinstance(document, dict) and isinstance(document.get("determined"), dict) and "schema_version" in document
+    return document if ours else None
+
+
+def _parent(path: str) -> str:
+    """The directory of a path, without going above a scheme's root; empty for the working directory."""
+    head, slash, _ = path.rpartition("/")
+    return "" if head.endswith(("/", ":")) else head or slash
+
+
+def _make_directory(output: str) -> None:
+    try:
+        storage.make_dirs(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made an output directory ({error.strerror})") from None
+
+
+def _as_json(value: Any) -> Any:
+    """`value` as it comes back from a file, so that a tuple equals the list it was written as."""
+    return json.loads(json.dumps(value))
 
 
 # Where things lie does not determine a result: inputs are known by their digests.
@@ -211,5 +259,9 @@ def _remove_run(output: str, *, known: bool) -> None:
     """--overwrite removes what a run of ours left, never a directory that only happens to be named."""
     if not known:
         raise UserError(f"{output}: not empty and not a run of ours; --overwrite does not remove it, empty it by hand")
-    for name in storage.list_dir(output):
+    # Killed half-way, the directory is neither a finished artifact nor resumable, and still known as ours.
+    document = {"schema_version": SCHEMA_VERSION, "determined": {"stage": "unknown", "being_replaced": True}}
+    storage.write_json(storage.join(output, RUN), document)
+    names = storage.list_dir(output)
+    for name in sorted(names, key=lambda name: (name == RUN, name != MANIFEST)):
         storage.remove_tree(storage.join(output, name))

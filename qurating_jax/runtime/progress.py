@@ -44,7 +44,14 @@ def line(title: str, done: int, total: int | None, unit: str, *, rate: float) ->
 @contextlib.contextmanager
 def _bar(title: str, total: int | None, unit: str, start: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -1,7 +1,8 @@
 """Files on local disk or behind fsspec (`gs://`, `s3://`, `hf://`): listing, atomic writing, digests.
 
 A path is a string. A write becomes visible under its final name only when it is complete: by rename on local disk,
-by the object store's own semantics elsewhere.
+by one upload of the finished file elsewhere. `hf://owner/name[@revision]/path` is a dataset repository of the hub
+(`hf://datasets/owner/name` says the same). A path that cannot be opened is a `UserError` that names it.
 """
 
 import contextlib
@@ -9,23 +10,28 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.errors import UsageError, UserError
 
-_EDGE_BYTES = 1 << 16  # a large local file is identified by its size and this much of both ends
+_EDGE_BYTES = 1 << 16  # a large file is identified by its size and this much of both ends
+_CONTENT_KEYS = ("blob_id", "md5Hash", "crc32c", "ETag", "etag")  # what hub, gs and s3 call a hash of the content
 
 
 def is_remote(path: str) -> bool:
-    """True for `scheme://...` paths (`file://` too: it goes through fsspec)."""
+    """True for `scheme://...` paths; `file://` is refused (`UsageError`) for the plain path it stands for."""
+    if path.startswith("file://"):
+        raise UsageError(f"{path}: name a local file by its path alone, {path.removeprefix('file://')}")
     return "://" in path
 
 
 def join(path: str, *parts: str) -> str:
-    """Joins path parts with `/` whatever the scheme."""
-    return "/".join([path.rstrip("/") or "/", *parts]) if path != "/" else "/" + "/".join(parts)
+    """Joins path parts with `/` whatever the scheme; the empty path is the working directory."""
+    return ("" if not path or path.endswith("/") else "/").join([path, "/".join(parts)])
 
 
 def exists(path: str) -> bool:
@@ -73,43 +79,49 @@ def remove_tree(path: str) -> None:
 
 
 def open_read(path: str) -> IO[bytes]:
-    """Opens a file for reading bytes."""
-    if is_remote(path):
-        import fsspec
-
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")
+    """Opens a file for reading bytes; raises `UserError` where it is missing, a directory or not readable."""
+    try:
+        if not is_remote(path):
+            return open(path, "rb")
+        filesystem, name = _filesystem(path)
+        with _hub_errors(path):
+            return filesystem.open(name, "rb")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """A binary stream whose content stands at `path` only if the block ends without an exception.
+    """A seekable binary stream whose content stands at `path` only if the block ends without an exception.
 
-    Locally: a temporary file in the same directory, fsync, rename, fsync of the directory. Remotely: the object is
-    uploaded when the stream closes and discarded where the block raises.
+    Locally: a temporary file in the same directory, fsync, rename, fsync of the directory. Remotely: a local temporary
+    file, uploaded when the block has ended (a stream of the store's own would upload what it has when it is closed or
+    collected after an exception). Missing parent directories are made.
+
+    Raises:
+        UserError: the place cannot be written.
     """
     if is_remote(path):
-        import fsspec
-
-        stream = fsspec.open(path, "wb").open()
-        try:
-            yield stream
-        except BaseException:
-            if hasattr(stream, "discard"):
-                stream.discard()
-            raise
-        stream.close()
+        filesystem, name = _filesystem(path)
+        with tempfile.NamedTemporaryFile() as copy:
+            yield copy.file
+            copy.flush()
+            filesystem.put_file(copy.name, name)
         return
-    temporary = f"{path}.tmp-{os.getpid()}"
+    # Process and thread in the name: two writers of one path never share a temporary file, the last rename wins.
+    temporary = f"{path}.tmp-{os.getpid()}-{threading.get_ident()}"
     try:
-        with open(temporary, "wb") as stream:
+        with _create(temporary, path) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _sync_directory(os.path.dirname(path) or ".")
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone after the rename; never there where its directory cannot be
+            os.unlink(temporary)
 
 
 def write_text(path: str, text: str) -> None:
@@ -124,46 +136,63 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_text(path: str) -> str:
-    """Reads a UTF-8 text file; raises `UserError` where it is missing."""
+    """Reads a UTF-8 text file; raises `UserError` where it is missing or not UTF-8."""
+    with open_read(path) as stream:
+        content = stream.read()
     try:
-        with open_read(path) as stream:
-            return stream.read().decode()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def read_json(path: str) -> Any:
     """Reads a JSON file; raises `UserError` where it is missing or broken."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def digest(path: str) -> dict[str, Any]:
-    """What identifies a file without reading all of it: size and a hash of both ends, or the store's own key."""
+    """What identifies a file without reading all of it: its size, and a hash of both ends or the store's content hash.
+
+    Nothing in it depends on where or when the file was written, or on what the store's client happens to have cached.
+
+    Raises:
+        UserError: no such file.
+    """
     if is_remote(path):
         filesystem, name = _filesystem(path)
-        return {"bytes": int(filesystem.size(name)), "key": str(filesystem.ukey(name))}
-    size = os.path.getsize(path)
+        try:
+            found = filesystem.info(name)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        key = next((str(found[key]).strip('"') for key in _CONTENT_KEYS if found.get(key)), None)
+        if key is not None:
+            return {"bytes": int(found["size"]), "key": key}
     hasher = hashlib.sha256()
-    with open(path, "rb") as stream:
-        hasher.update(stream.read(_EDGE_BYTES))
+    with open_read(path) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        hasher.update(stream.read(size if size <= 2 * _EDGE_BYTES else _EDGE_BYTES))
         if size > 2 * _EDGE_BYTES:
-            stream.seek(-_EDGE_BYTES, os.SEEK_END)
-        hasher.update(stream.read())
+            stream.seek(size - _EDGE_BYTES)
+            hasher.update(stream.read(_EDGE_BYTES))
     return {"bytes": size, "key": hasher.hexdigest()[:32]}
 
 
 def expand(patterns: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     """The files that paths, globs and directories name: sorted within each pattern, no file twice.
 
-    A directory stands for the files below it that end in one of `suffixes`; hidden files and manifests' neighbours of
-    other kinds are passed over. Raises `UserError` where a pattern matches nothing.
+    A directory stands for the files below it that end in one of `suffixes`, without hidden ones (`.` or `_` in front of
+    any part); a glob stands for the files it matches with one of `suffixes`; a file named in full needs none.
+    Raises `UserError` where a pattern matches nothing.
     """
     files: dict[str, None] = {}
     for pattern in patterns:
-        matched = _expand_one(pattern, tuple(suffixes))
+        with _hub_errors(pattern):
+            matched = _expand_one(pattern, tuple(suffixes))
         if not matched:
             raise UserError(f"{pattern}: no such file, or no files ending in {', '.join(suffixes)} below it")
         files.update(dict.fromkeys(matched))
@@ -171,16 +200,16 @@ def expand(patterns: Sequence[str], suffixes: Sequence[str]) -> list[str]:
 
 
 def _expand_one(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
-    import fsspec
-
-    filesystem, name = fsspec.core.url_to_fs(pattern)
     scheme = pattern.split("://", 1)[0] + "://" if is_remote(pattern) else ""
+    pattern = pattern if scheme else os.path.expanduser(pattern)
+    filesystem, name = _filesystem(pattern)
     if filesystem.isfile(name):
         return [pattern]
     if filesystem.isdir(name):
         found = [path for path in filesystem.find(name) if path.endswith(suffixes) and not _hidden(path, name)]
     elif any(sign in name for sign in "*?["):
-        found = [path for path in filesystem.glob(name) if filesystem.isfile(path)]
+        matched = filesystem.glob(name, detail=True)
+        found = [path for path, info in matched.items() if info["type"] == "file" and path.endswith(suffixes)]
     else:
         found = []
     if not scheme and not os.path.isabs(pattern):
@@ -193,14 +222,58 @@ def _hidden(path: str, root: str) -> bool:
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a path and the path's name there; raises `UserError` where it cannot be had."""
     import fsspec
 
-    return fsspec.core.url_to_fs(path)
+    if path.startswith("hf://"):
+        return fsspec.core.url_to_fs(_hub_dataset(path))
+    try:
+        # Without the listings cache, files that another process wrote since the last listing would be missing.
+        return fsspec.core.url_to_fs(path, **({"use_listings_cache": False} if is_remote(path) else {}))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path}: cannot be opened ({error})") from None
+
+
+@contextlib.contextmanager
+def _hub_errors(path: str) -> Iterator[None]:
+    """The hub's client lets failures of the network through as its HTTP library raises them, not as `OSError`."""
+    if not path.startswith("hf://"):
+        yield
+        return
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise UserError(f"{path}: the hub does not answer ({' '.join(str(error).split())})") from None
+
+
+def _hub_dataset(path: str) -> str:
+    """`hf://owner/name/...` as the hub's filesystem spells it, `hf://datasets/owner/name/...`."""
+    import huggingface_hub
+
+    name = path.removeprefix("hf://").removeprefix("datasets/")
+    if huggingface_hub.is_offline_mode():
+        raise UserError(
+            f"{path}: HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or name a local folder made by "
+            f"`hf download --repo-type dataset {'/'.join(name.split('@')[0].split('/')[:2])} --local-dir DIR`"
+        )
+    return f"hf://datasets/{name}"
+
+
+def _create(temporary: str, path: str) -> IO[bytes]:
+    try:
+        make_dirs(os.path.dirname(path) or ".")
+        return open(temporary, "wb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        # Some network and FUSE filesystems cannot sync a directory; the rename itself has been done.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qurating_jax.runtime import storage
+
 
 class JsonlTracker:
     """Appends metrics to a local file; a no-op where `enabled` is False (processes other than the first)."""
@@ -18,7 +20,7 @@ class JsonlTracker:
         self._enabled = enabled
         if enabled:
             kept = [line for line in self._lines() if json.loads(line)["step"] <= resume_step]
-            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            storage.write_text(path, "".join(line + "\n" for line in kept))
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line; a value that is not finite becomes null."""

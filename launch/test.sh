@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Lint, types, every test. On a fresh machine it sets itself up; extra arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh dev
+
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"

@@ -1,0 +1,1 @@
+"""What a run's finished stages say, as tables for people."""

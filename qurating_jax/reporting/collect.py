@@ -1,0 +1,281 @@
+"""From the artifacts under a folder to tables of formatted cells, the one source of the page and the summary.
+
+What an artifact says is untrusted where it quotes documents: cells are cleaned of control characters here, and escaped
+where they become HTML.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qurating_jax.runtime import manifest, storage
+
+EXPECTED = ("judge run", "train-rater", "annotate", "select", "train-lm", "eval-lm")
+EXCERPT_CHARACTERS = 300
+CELL_CHARACTERS = 90  # of a cell in the plain summary
+_SUFFIX = "_average"
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # "not printable" to Python, needed by Persian and Hindi
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage output: its folder under the run (`name`), its path, and its manifest."""
+
+    name: str
+    path: str
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of formatted cells with notes above it. `brief`: it is in the plain summary too."""
+
+    title: str
+    headings: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+    brief: bool = False
+
+
+def find_artifacts(directory: str) -> tuple[list[Artifact], list[str]]:
+    """The finished stage outputs in a folder or one level below its plain sub-folders, and the unfinished ones' names.
+
+    Reports themselves are passed over.
+    """
+    found, unfinished = [], []
+    for name, path in _folders(directory):
+        if storage.exists(storage.join(path, manifest.MANIFEST)):
+            document = manifest.read(path)
+            if document["stage"] != "report":
+                found.append(Artifact(name, path, document))
+        elif storage.read_json(storage.join(path, manifest.RUN))["determined"]["stage"] != "report":
+            unfinished.append(name)
+    return found, unfinished
+
+
+def collect(artifacts: list[Artifact], unfinished: list[str]) -> list[Section]:
+    """Everything the page and the summary show, as tables of formatted cells."""
+    stages = {artifact.manifest["stage"] for artifact in artifacts}
+    gaps = [f"No finished output of `qurating {stage}`." for stage in EXPECTED if stage not in stages]
+    gaps += [f"{name} is unfinished; run its command again to complete it." for name in unfinished]
+    return [
+        Section(
+            "Stages",
+            ("folder", "stage", "counts"),
+            tuple((a.name, a.manifest["stage"], _counts(a.manifest["counts"])) for a in artifacts),
+            notes=tuple(gaps),
+            brief=True,
+        ),
+        *(_judge(artifact) for artifact in artifacts if artifact.manifest["stage"] == "judge run"),
+        *_rater([artifact for artifact in artifacts if artifact.manifest["stage"] in ("train-rater", "eval-rater")]),
+        *(_extremes(artifact) for artifact in artifacts if artifact.manifest["stage"] == "annotate"),
+        *_selections([artifact for artifact in artifacts if artifact.manifest["stage"] == "select"]),
+        *_language_models([artifact for artifact in artifacts if artifact.manifest["stage"] == "eval-lm"]),
+    ]
+
+
+def _judge(artifact: Artifact) -> Section:
+    judge = artifact.manifest["config"].get("judge") or {}
+    notes: tuple[str, ...] = ()
+    if judge.get("kind") == "offline":
+        notes = (
+            "The judge was the offline one: fixed formulas over the text, not a language model. "
+            "Ratings learned from it show that the pipeline works, not what an LLM would prefer.",
+        )
+    rows = [(name, _cell(value)) for name, value in _flat(artifact.manifest["counts"])]
+    settings = [(f"judge {name}", _cell(judge[name])) for name in ("kind", "model", "method") if judge.get(name)]
+    return Section(f"Judgments: {artifact.name}", ("", ""), tuple(settings + rows), notes=notes, brief=bool(notes))
+
+
+def _rater(artifacts: list[Artifact]) -> Iterator[Section]:
+    """Held-out pair accuracy by criterion, of the rater and of what it is compared with."""
+    rows: list[tuple[str, str, str, dict[str, Any]]] = []
+    notes: list[str] = []
+    for artifact in artifacts:
+        for path, values in _accuracies(_eval(artifact, notes)):
+            rows.append((artifact.name, " ".join(path[:-1]).replace("_", " "), path[-1], values))
+    if rows or notes:
+        measures = dict.fromkeys(name for row in rows for name in row[3])
+        cells = tuple((*map(_cell, row[:3]), *(_cell(row[3].get(name)) for name in measures)) for row in rows)
+        headings = ("folder", "pairs", "criterion", *(name.replace("_", " ") for name in measures))
+        yield Section("Rater: held-out pair accuracy", headings, cells, notes=tuple(notes), brief=True)
+
+
+def _accuracies(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The mappings with an `accuracy` at any depth, with the keys that lead there (the last one is the criterion)."""
+    for key, inner in _mappings(value):
+        if "accuracy" in inner:
+            yield (*path, key), inner
+        else:
+            yield from _accuracies(inner, (*path, key))
+
+
+def _extremes(artifact: Artifact) -> Section:
+    """The documents with the highest and the lowest rating of every criterion."""
+    best = _find_extremes(artifact)
+    rows = tuple(
+        (criterion, end, _cell(rating), name, text)
+        for criterion, ends in best.items()
+        for end, (rating, name, text) in ends.items()
+    )
+    notes = () if rows else ("No rated documents.",)
+    headings = ("criterion", "", "rating", "document", "excerpt")
+    return Section(f"Highest and lowest rated documents: {artifact.name}", headings, rows, notes=notes, brief=True)
+
+
+def _find_extremes(artifact: Artifact) -> dict[str, dict[str, tuple[float, str, str]]]:
+    """criterion -> "top" | "bottom" -> (rating, id, excerpt); texts are read for the extremes' row groups alone."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: dict[str, dict[str, tuple[float, str, int, int]]] = {}
+    parts = [name for name in storage.list_dir(artifact.path) if name.startswith("part-") and name.endswith(".parquet")]
+    for part in parts:
+        with storage.open_read(f"{artifact.path}/{part}") as stream, pq.ParquetFile(stream) as file:
+            criteria = [
+                field.name.removesuffix(_SUFFIX)
+                for field in file.schema_arrow
+                if field.name.endswith(_SUFFIX) and pa.types.is_floating(field.type)
+            ]
+            for group in range(file.num_row_groups if criteria else 0):
+                ratings = file.read_row_group(group, columns=[criterion + _SUFFIX for criterion in criteria])
+                for criterion in criteria:
+                    values = ratings[criterion + _SUFFIX].cast(pa.float64()).fill_null(float("nan")).to_numpy()
+                    if np.isnan(values).all():
+                        continue
+                    ends = found.setdefault(criterion, {})
+                    for end, row, better in (
+                        ("top", int(np.nanargmax(values)), np.greater),
+                        ("bottom", int(np.nanargmin(values)), np.less),
+                    ):
+                        if end not in ends or better(values[row], ends[end][0]):
+                            ends[end] = (float(values[row]), part, group, row)
+    return {
+        criterion: {
+            end: (rating, *_document(artifact, part, group, row)) for end, (rating, part, group, row) in ends.items()
+        }
+        for criterion, ends in found.items()
+    }
+
+
+def _document(artifact: Artifact, part: str, group: int, row: int) -> tuple[str, str]:
+    """Id and excerpt of one annotated document."""
+    import pyarrow.parquet as pq
+
+    settings = artifact.manifest["config"]
+    fields = (settings.get("id_field", "id"), settings.get("text_field", "text"))
+    with storage.open_read(f"{artifact.path}/{part}") as stream, pq.ParquetFile(stream) as file:
+        present = file.schema_arrow.names
+        roots = [field if field in present else field.split(".")[0] for field in fields]
+        rows = file.read_row_group(group, columns=[root for root in roots if root in present]).slice(row, 1).to_pylist()
+    values = []
+    for field in fields:
+        value: Any = rows[0]
+        for key in [field] if field in present else field.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        values.append("" if value is None else str(value))
+    return clean(values[0], CELL_CHARACTERS), clean(values[1], EXCERPT_CHARACTERS)
+
+
+def _selections(artifacts: list[Artifact]) -> Iterator[Section]:
+    documents = {a.name: storage.read_json(f"{a.path}/selection.json") for a in artifacts}
+    names = ("strategy", "rating", "temperature", "inverse", "budget_tokens", "selected_tokens", "share_tokens",
+             "num_selected", "threshold_key", "effective_sample_size", "mean_rating_eligible",
+             "mean_rating_selected")  # fmt: skip
+    if documents:
+        rows = tuple((name.replace("_", " "), *(_cell(d.get(name)) for d in documents.values())) for name in names)
+        yield Section("Selections", ("", *documents), rows)
+    for name, document in documents.items():
+        if document.get("domains"):
+            keys = list(document["domains"][0])
+            rows = tuple(tuple(_cell(row.get(key)) for key in keys) for row in document["domains"])
+            yield Section(f"Selection by domain: {name}", tuple(key.replace("_", " ") for key in keys), rows)
+
+
+def _language_models(artifacts: list[Artifact]) -> Iterator[Section]:
+    """Perplexity and bits per byte by domain, models side by side; eval.json is {"domains": {...}, "all": {...}}."""
+    notes: list[str] = []
+    results = {artifact.name: _eval(artifact, notes) for artifact in artifacts}
+    if not results:
+        return
+    domains = sorted({domain for result in results.values() for domain, _ in _mappings(result.get("domains"))})
+    measures = ("perplexity", "bits_per_byte")
+    rows = []
+    for domain in [*domains, None]:
+        cells = [_cell(domain) if domain is not None else "all domains"]
+        for measure in measures:
+            for result in results.values():
+                values = result.get("all") if domain is None else (result.get("domains") or {}).get(domain)
+                cells.append(_cell((values or {}).get(measure)))
+        rows.append(tuple(cells))
+    headings = (
+        "held-out domain",
+        *(f"{measure.replace('_', ' ')}: {name}" for measure in measures for name in results),
+    )
+    yield Section("Language models: held-out text", headings, tuple(rows), notes=tuple(notes), brief=True)
+
+
+def _folders(directory: str) -> Iterator[tuple[str, str]]:
+    for name in storage.list_dir(directory):
+        path = storage.join(directory, name)
+        if manifest.is_artifact(path):
+            yield name, path
+            continue
+        for inner in storage.list_dir(path):
+            if manifest.is_artifact(storage.join(path, inner)):
+                yield f"{name}/{inner}", storage.join(path, inner)
+
+
+def _eval(artifact: Artifact, notes: list[str]) -> dict[str, Any]:
+    path = storage.join(artifact.path, "eval.json")
+    if not storage.exists(path):
+        notes.append(f"{artifact.name} has no eval.json.")
+        return {}
+    return dict(_mappings(storage.read_json(path)))
+
+
+def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a mapping that are mappings themselves; none where it is no mapping."""
+    return (
+        [(str(key), inner) for key, inner in value.items() if isinstance(inner, dict)]
+        if isinstance(value, dict)
+        else []
+    )
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in counts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} ".replace("_", " "))
+        else:
+            yield f"{prefix}{key}".replace("_", " "), value
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.removeprefix('num ')} {_cell(value)}" for name, value in _flat(counts))
+
+
+def _cell(value: Any) -> str:
+    """Text cleaned, counts with thousands separators, other numbers with four significant digits, null as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return clean(str(value), CELL_CHARACTERS)
+
+
+def is_number(cell: str) -> bool:
+    """True for a formatted number (to align it right)."""
+    return cell == "-" or cell.lstrip("-").replace(",", "").replace(".", "").replace("e-", "").isdecimal()
+
+
+def clean(text: str, characters: int) -> str:
+    """One line of at most so many characters, without control and direction marks that could fool a terminal."""
+    line = " ".join(text[: 20 * characters].split())
+    line = "".join(sign if sign.isprintable() or sign in _JOINERS else "\N{REPLACEMENT CHARACTER}" for sign in line)
+    return line if len(line) <= characters and len(text) <= 20 * characters else line[: characters - 1] + "…"
