@@ -1,6 +1,7 @@
 """What every stage shares: the common options and the claim on its output directory."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import yaml
 
 from qurating_jax import config as configs
 from qurating_jax.config import option
+from qurating_jax.parallel.options import Distributed
 from qurating_jax.runtime import logs, manifest, storage
 from qurating_jax.runtime.errors import UsageError
 from qurating_jax.runtime.manifest import Run
@@ -29,18 +31,17 @@ class StageConfig:
 
 
 @contextlib.contextmanager
-def open_run(config: StageConfig, stage: str, inputs: Mapping[str, Any]) -> Iterator[Run]:
-    """Claims `config.output` (see `manifest.begin`), writes the resolved config there and copies the log into it."""
+def open_run(
+    config: StageConfig, stage: str, inputs: Mapping[str, Any], *, distributed: Distributed | None = None
+) -> Iterator[Run]:
+    """Claims `config.output` (see `manifest.begin`), writes the resolved config there and copies the log into it.
+
+    Where a stage runs as several processes (`distributed`, already initialised), process 0 alone claims and writes;
+    the others wait for its answer.
+    """
     require(config, "output")
-    run = manifest.begin(
-        config.output,
-        stage=stage,
-        config=configs.resolved(config),
-        identity=configs.identity(config),
-        inputs=inputs,
-        overwrite=config.overwrite,
-    )
-    if run.state == "finished":
+    run = _claim(config, stage, inputs, distributed or Distributed())
+    if run.state == "finished" or not run.primary:
         yield run
         return
     storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
@@ -53,6 +54,25 @@ def open_run(config: StageConfig, stage: str, inputs: Mapping[str, Any]) -> Iter
         yield run
     finally:
         logs.stop(handler)
+
+
+def _claim(config: StageConfig, stage: str, inputs: Mapping[str, Any], distributed: Distributed) -> Run:
+    def begin() -> Run:
+        return manifest.begin(
+            config.output,
+            stage=stage,
+            config=configs.resolved(config),
+            identity=configs.identity(config),
+            inputs=inputs,
+            overwrite=config.overwrite,
+        )
+
+    if distributed.mode == "none":
+        return begin()
+    from qurating_jax.parallel.distributed import from_primary, is_primary
+
+    run = Run(**from_primary(lambda: dataclasses.asdict(begin())))
+    return dataclasses.replace(run, primary=is_primary())
 
 
 def require(config: Any, *names: str) -> None:

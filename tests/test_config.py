@@ -33,7 +33,7 @@ class Config:
     temperature: float = option(2.0, "tau")
     inverse: bool = option(False, "lowest first")
     normalize: bool = option(True, "mean 0, std 1")
-    judge: Judge = option(JUDGE, "the judge")  # noqa: RUF009  (a field, not a shared mutable)
+    judge: Judge = option(JUDGE, "the judge")
 
     def __post_init__(self):
         if self.num_pairs < 1:

@@ -1,7 +1,7 @@
 """Rows out, in shards: each shard appears complete under its final name, or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -79,37 +79,49 @@ class ShardWriter:
         self._rows = []
 
     def _table(self, path: str) -> pa.Table:
-        names = list(dict.fromkeys([name for row in self._rows for name in row] + list(self._types)))
-        if not all(self._rows):
-            raise UserError(f"{path}: a row without columns")
         if self._schema is not None:
-            unknown = [name for name in names if name not in self._schema.names]
+            known = set(self._schema.names)
+            unknown = [name for row in self._rows for name in row if name not in known]
             if unknown:
                 raise _mismatch(path, f"column `{unknown[0]}` is not in the first shard")
-            names = self._schema.names
-        columns = {name: self._column(path, name) for name in names}
-        table = pa.table(columns)
+            table = table_of_rows(path, self._rows, {field.name: field.type for field in self._schema})
+        else:
+            table = table_of_rows(path, self._rows, self._types)
         self._schema = table.schema
         return table
 
-    def _column(self, path: str, name: str) -> pa.Array:
-        values = [row.get(name) for row in self._rows]
-        wanted = self._types.get(name)
-        if wanted is None and self._schema is not None:
-            wanted = self._schema.field(name).type
-        try:
-            column = pa.array(values)
-            # Arrow would drop a struct's unknown members without a word, so types are compared, not just converted.
-            if wanted is not None and not _fits(column.type, wanted):
-                raise ValueError(f"holds {column.type}, not {wanted}")
-            if wanted is not None and column.type != wanted:
-                column = pa.array(values, type=wanted)
-            problem = _not_parquet(column.type)
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            problem = " ".join(str(error).split())
-        if problem is not None:
-            raise _mismatch(path, f"column `{name}`: {problem}")
-        return column
+
+def table_of_rows(path: str, rows: Sequence[Mapping[str, Any]], types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Rows as a table: the columns of `types` and of all rows, null where a row lacks one.
+
+    Args:
+        path: the file it is meant for, for errors.
+        rows: plain Python values by column name, at least one column each.
+        types: Arrow types of columns that are known already; they exist even where no row has them.
+
+    Raises:
+        UserError: a value that Parquet cannot hold, or that does not fit its column's type.
+    """
+    if not all(rows):
+        raise UserError(f"{path}: a row without columns")
+    names = dict.fromkeys([*types, *(name for row in rows for name in row)])
+    return pa.table({name: _column(path, name, [row.get(name) for row in rows], types.get(name)) for name in names})
+
+
+def _column(path: str, name: str, values: list[Any], wanted: pa.DataType | None) -> pa.Array:
+    try:
+        column = pa.array(values)
+        problem = _not_parquet(column.type)
+        # Arrow would drop a struct's unknown members without a word, so types are compared, not just converted.
+        if problem is None and wanted is not None and not _fits(column.type, wanted):
+            problem = f"holds {column.type}, not {wanted}"
+        if problem is None and wanted is not None and column.type != wanted:
+            column = pa.array(values, type=wanted)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        problem = " ".join(str(error).split())
+    if problem is not None:
+        raise _mismatch(path, f"column `{name}`: {problem}")
+    return column
 
 
 def write_table(path: str, table: pa.Table) -> None:

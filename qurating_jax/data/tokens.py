@@ -122,6 +122,8 @@ def _open(path: str, create_tokens: int = 0) -> Any:
             "codecs": [{"name": "sharding_indexed", "configuration": chunks}],
         }
     try:
-        return ts.open(spec, create=bool(create_tokens), delete_existing=bool(create_tokens), open=not create_tokens).result()
+        return ts.open(
+            spec, create=bool(create_tokens), delete_existing=bool(create_tokens), open=not create_tokens
+        ).result()
     except ValueError as error:
         raise UserError(f"{path}: no token shards here ({str(error).splitlines()[0][:160]})") from None

@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from jax.sharding import Mesh
 
 from qurating_jax.models import hf
 from qurating_jax.models.config import PRESETS, ArchitectureOverrides, DecoderConfig
 from qurating_jax.models.llama import Params
+from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 
 # A preset's vocabulary is rounded up: it then splits over any tensor axis and fills whole matrix tiles.
@@ -20,6 +22,12 @@ class BaseModel:
 
     config: DecoderConfig
     directory: str | None
+
+    def digest(self) -> dict[str, Any] | None:
+        """What identifies the weights, for a manifest; None for a preset."""
+        if self.directory is None:
+            return None
+        return manifest.input_digest([self.directory], storage.expand([self.directory], (".json", ".safetensors")))
 
     def load(self, mesh: Mesh, *, seed: int) -> Params | None:
         """The weights in their shards (a head that the directory lacks is drawn from `seed`); None for a preset."""
@@ -54,6 +62,6 @@ def resolve_base(
         raise UserError(f"{name}: a rater, not a language model")
     if config.vocab_size < vocab_size:
         raise UserError(
-            f"{name}: vocabulary of {config.vocab_size}, but the tokenizer has {vocab_size} tokens; use this model's own"
+            f"{name}: vocabulary of {config.vocab_size}, but the tokenizer has {vocab_size} tokens; use its own"
         )
     return BaseModel(config.with_head(num_criteria), directory)

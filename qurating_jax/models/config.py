@@ -5,8 +5,9 @@ written into an exported Hugging Face config).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from qurating_jax.config import option
 
@@ -61,6 +62,12 @@ class DecoderConfig:
     def with_head(self, num_criteria: int) -> "DecoderConfig":
         """The same trunk under a rater's head (or, with 0, a language model's)."""
         return dataclasses.replace(self, num_criteria=num_criteria)
+
+
+def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """The inverse of `dataclasses.asdict` (a checkpoint stores its architecture that way)."""
+    scaling = values["rope_scaling"]
+    return DecoderConfig(**{**values, "rope_scaling": None if scaling is None else RopeScaling(**scaling)})
 
 
 PRESETS: dict[str, DecoderConfig] = {

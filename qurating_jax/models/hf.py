@@ -79,6 +79,8 @@ def read_config(directory: str) -> tuple[DecoderConfig, tuple[str, ...]]:
     """The architecture and, for a rater, the names of its scores; `UserError` where it is not supported."""
     path = storage.join(directory, CONFIG)
     document = storage.read_json(path)
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: not a JSON object")
     try:
         return from_hf(document, where=path)
     except KeyError as error:
@@ -107,25 +109,24 @@ def load(
     config = found if config is None else config
     if config.with_head(0) != found.with_head(0):
         raise UserError(f"{directory}: another architecture than asked for ({_difference(found, config)})")
-    new_head = config.num_criteria != found.num_criteria
+    other_head = config.num_criteria != found.num_criteria
+    new_head = other_head and "head/kernel" in tensor_table(config)  # a tied language model's head is its embedding
     if new_head and seed is None:
         raise UserError(f"{directory}: has {_head_name(found)}, but {_head_name(config)} is wanted")
     shapes = llama.abstract(config)
     shardings = tree_shardings(mesh, logical_axes(shapes, is_rater=config.num_criteria > 0), shapes)
-    table = tensor_table(config)
-    head = {"head/kernel": table["head/kernel"]} if "head/kernel" in table else {}
-    wanted = {path: tensor for path, tensor in table.items() if not (new_head and path in head)}
+    wanted = {path: tensor for path, tensor in tensor_table(config).items() if not (new_head and path == "head/kernel")}
     with _Files(directory) as files:
-        left_out = {name for tensor in _head_tensors(found) for name in tensor.names} if new_head else set()
-        _check_names(directory, wanted, set(files.names()) - left_out)
+        _check_names(directory, wanted, set(files.names()) - _left_out(files, found, other_head=other_head))
 
         def read(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array | None:
             name = path_name(path)
             return files.to_device(wanted[name], shape.shape, sharding, dtype) if name in wanted else None
 
         params = jax.tree_util.tree_map_with_path(read, shapes, shardings)
+    if other_head:
+        log.info("%s: trunk loaded, %s left out; now %s", directory, _head_name(found), _head_name(config))
     if new_head:
-        log.info("%s: trunk loaded, %s left out, new head of %s", directory, _head_name(found), _head_name(config))
         kernel = jax.jit(lambda key: llama.init(config, key)["head"]["kernel"].astype(dtype),
                          out_shardings=shardings["head"]["kernel"])  # fmt: skip
         params["head"] = {"kernel": kernel(jax.random.key(seed or 0))}
@@ -157,7 +158,8 @@ def save(
     table = tensor_table(config)
     plan = _plan_files(table, numpy_dtype.itemsize, max_file_bytes)
     primary = distributed.is_primary()
-    Path(directory).mkdir(parents=True, exist_ok=True)
+    if primary:
+        _clear(Path(directory))
     weight_map: dict[str, str] = {}
     pending: dict[str, np.ndarray] = {}
     for name, array in _host_tensors(params, table, numpy_dtype):
@@ -171,8 +173,7 @@ def save(
             temporary.replace(Path(directory) / plan[name])
             pending = {}
     if primary:
-        files = sorted(set(plan.values()))
-        if len(files) > 1:
+        if len(set(plan.values())) > 1:
             total = sum(int(np.prod(tensor.hf_shape)) * len(tensor.names) for tensor in table.values())
             index = {"metadata": {"total_size": total * numpy_dtype.itemsize}, "weight_map": weight_map}
             storage.write_json(storage.join(directory, INDEX), index)
@@ -232,14 +233,12 @@ class _Files:
     """The safetensors files of a directory, opened lazily, read by slices."""
 
     def __init__(self, directory: str) -> None:
-        self._directory = directory
+        self.directory = directory
         self._open: dict[str, Any] = {}
         index = storage.join(directory, INDEX)
         if os.path.exists(index):
-            self._file_of = dict(storage.read_json(index)["weight_map"])
+            self._file_of = _weight_map(index)
             for name in set(self._file_of.values()):
-                if os.path.basename(name) != name:  # an index is untrusted: its files lie beside it
-                    raise UserError(f"{index}: file name {name!r} leads out of the directory")
                 if not os.path.exists(storage.join(directory, name)):
                     raise UserError(f"{directory}: {name} is missing, but {INDEX} lists it; download it again")
         elif os.path.exists(storage.join(directory, WEIGHTS)):
@@ -266,7 +265,7 @@ class _Files:
         for name in tensor.names:
             found = tuple(self._slice(name).get_shape())
             if found != tensor.hf_shape:
-                raise UserError(f"{self._directory}: {name} has shape {found}, expected {tensor.hf_shape}")
+                raise UserError(f"{self.directory}: {name} has shape {found}, expected {tensor.hf_shape}")
         cache: dict[str, np.ndarray] = {}
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -284,26 +283,67 @@ class _Files:
     ) -> np.ndarray:
         numpy_dtype = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
         if not stacked:
-            return np.ascontiguousarray(tensor.from_hf(self._slice(tensor.names[0])[:])[index]).astype(numpy_dtype)
+            return np.ascontiguousarray(tensor.from_hf(self.tensor(tensor.names[0]))[index]).astype(numpy_dtype)
         names = tensor.names[index[0]]
         inner_shape = [len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True)]
         out = np.empty([len(names), *inner_shape], numpy_dtype)
         for row, name in enumerate(names):
-            out[row] = tensor.from_hf(self._slice(name)[:])[index[1:]]
+            out[row] = tensor.from_hf(self.tensor(name))[index[1:]]
         return out
 
+    def tensor(self, name: str) -> np.ndarray:
+        return self._slice(name)[:]
+
     def _slice(self, name: str) -> Any:
-        return self._handle(self._file_of[name]).get_slice(name)
+        from safetensors import SafetensorError
+
+        file = self._file_of[name]
+        try:
+            return self._handle(file).get_slice(name)
+        except SafetensorError:  # only an index can promise what its file lacks
+            raise UserError(f"{self.directory}: {INDEX} looks for {name} in {file}, which lacks it") from None
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
             from safetensors import SafetensorError, safe_open
 
             try:
-                self._open[file] = safe_open(storage.join(self._directory, file), framework="numpy").__enter__()
+                self._open[file] = safe_open(storage.join(self.directory, file), framework="numpy").__enter__()
             except SafetensorError as error:
-                raise UserError(f"{storage.join(self._directory, file)}: broken safetensors file ({error})") from None
+                raise UserError(f"{storage.join(self.directory, file)}: broken safetensors file ({error})") from None
         return self._open[file]
+
+
+def _weight_map(index: str) -> dict[str, str]:
+    """Tensor name -> file name. An index is untrusted: its files are safetensors files that lie beside it."""
+    document = storage.read_json(index)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index}: no `weight_map`")
+    for name in weight_map.values():
+        if not (isinstance(name, str) and os.path.basename(name) == name and name.endswith(".safetensors")):
+            raise UserError(f"{index}: {name!r} is not a safetensors file beside the index")
+    return weight_map
+
+
+def _left_out(files: _Files, found: DecoderConfig, *, other_head: bool) -> set[str]:
+    """Tensors of the files that are not read: a head that is not wanted, and a tied head's copy of the embedding."""
+    if other_head:
+        return {"score.weight" if found.num_criteria else "lm_head.weight"}
+    if found.num_criteria or not found.tie_embeddings or "lm_head.weight" not in files.names():
+        return set()
+    # Published tied models carry one at times; transformers ties them only where both are equal.
+    if not np.array_equal(files.tensor("lm_head.weight"), files.tensor("model.embed_tokens.weight")):
+        raise UserError(f"{files.directory}: lm_head.weight is not the embedding; set tie_word_embeddings to false")
+    return {"lm_head.weight"}
+
+
+def _clear(directory: Path) -> None:
+    """Makes the directory and removes an earlier export, whose index or files would shadow the new one's."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).unlink(missing_ok=True)
+    for path in directory.glob("model*.safetensors*"):
+        path.unlink()
 
 
 def _check_names(directory: str, wanted: Mapping[str, _Tensor], found: set[str]) -> None:
@@ -348,11 +388,6 @@ def _plan_files(table: Mapping[str, _Tensor], itemsize: int, max_file_bytes: int
         return dict.fromkeys(groups[0], WEIGHTS)
     total = len(groups)
     return {name: f"model-{i:05d}-of-{total:05d}.safetensors" for i, group in enumerate(groups, 1) for name in group}
-
-
-def _head_tensors(config: DecoderConfig) -> list[_Tensor]:
-    table = tensor_table(config)
-    return [table["head/kernel"]] if "head/kernel" in table else []
 
 
 def _head_name(config: DecoderConfig) -> str:

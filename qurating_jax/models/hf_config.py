@@ -1,4 +1,4 @@
-"""A Hugging Face config.json <-> `DecoderConfig`: reads what transformers 4 and 5 write, refuses what it cannot honour."""
+"""A Hugging Face config.json <-> `DecoderConfig`: reads what transformers 4 and 5 write, refuses what does not fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -4,28 +4,18 @@ Initialisation is explicit (`coordinator`, `num_processes`, `process_id`) or fou
 pods, SLURM, Open MPI); `none` is a single process. It has to run before anything touches a device.
 """
 
+import json
 import logging
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
+from qurating_jax.parallel.options import Distributed
+from qurating_jax.runtime.errors import UserError
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distributed:
-    """How processes find each other."""
-
-    mode: Literal["none", "auto", "explicit"] = field(
-        default="none",
-        metadata={"help": "single process, found from the cluster (TPU pod, SLURM, MPI), or as given here"},
-    )
-    coordinator: str = field(default="", metadata={"help": "host:port of process 0 (mode explicit)"})
-    num_processes: int = field(default=1, metadata={"help": "how many processes (mode explicit)"})
-    process_id: int = field(default=0, metadata={"help": "this process's number (mode explicit)"})
-    timeout_seconds: int = field(default=300, metadata={"help": "how long to wait for the other processes"})
 
 
 def initialize(settings: Distributed) -> None:
@@ -84,6 +74,28 @@ def broadcast(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(value)
 
 
+def from_primary(make: Callable[[], Any]) -> Any:
+    """What `make()` returns in process 0 (a JSON value), in every process; the others do not call it.
+
+    Raises:
+        UserError: `make` raised one in process 0; then every process stops with its message.
+    """
+    if jax.process_count() == 1:
+        return make()
+    answer: dict[str, Any] = {}
+    if is_primary():
+        try:
+            answer = {"value": make()}
+        except UserError as error:
+            answer = {"error": str(error)}
+    content = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(broadcast(np.int32(len(content))))  # first: every process brings an array of one shape
+    answer = json.loads(bytes(broadcast(content if is_primary() else np.zeros(size, np.uint8))))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
 def to_host(array: jax.Array) -> np.ndarray:
     """The whole array in host memory, in every process (a collective where it spans processes)."""
     if array.is_fully_addressable:
@@ -91,3 +103,12 @@ def to_host(array: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def any_process(flag: bool) -> bool:
+    """True in every process where it is True in one (a collective)."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -1,21 +1,13 @@
 """The device mesh: axes `data` (replicas), `fsdp` (parameters and batch split), `tensor` (heads and mlp split)."""
 
-import dataclasses
 import math
 
 import jax
 from jax.sharding import AxisType, Mesh
 
+from qurating_jax.parallel.options import MeshShape
+
 AXES = ("data", "fsdp", "tensor")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshShape:
-    """Devices per axis; -1 (one axis at most) takes what is left."""
-
-    data: int = dataclasses.field(default=-1, metadata={"help": "replicas; -1 takes the devices that are left"})
-    fsdp: int = dataclasses.field(default=1, metadata={"help": "devices that split parameters and batch"})
-    tensor: int = dataclasses.field(default=1, metadata={"help": "devices that split heads and MLP"})
 
 
 def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh:

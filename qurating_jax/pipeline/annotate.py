@@ -1,7 +1,7 @@
 """Rate documents: every window of at most 512 tokens is scored, a document's rating is the token-weighted mean."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def _annotate(config: Config, directory: str, source: "Iterable[Document]", output: str) -> dict[str, Any]:
     """Rates part by part; a part that stands is complete (it was renamed into place) and is not done again."""
-    from qurating_jax.data.documents import write_table
+    from qurating_jax.data.document_writers import write_table
     from qurating_jax.runtime.progress import progress
 
     rater: Rater | None = None  # loaded when the first missing part needs it
@@ -85,8 +85,7 @@ def _annotate(config: Config, directory: str, source: "Iterable[Document]", outp
             path = storage.join(output, f"part-{number:05d}.parquet")
             if not storage.exists(path):
                 rater = rater or _load_rater(config, directory)
-                table = rate_part(rater, part, first_index=totals["documents"], on_done=advance)
-                write_table(path, table)
+                write_table(path, rate_part(rater, part, path, first_index=totals["documents"], on_done=advance))
             lengths = _lengths(path)
             totals["documents"] += len(part)
             totals["tokens"] += int(lengths.sum())
@@ -101,16 +100,21 @@ def _annotate(config: Config, directory: str, source: "Iterable[Document]", outp
     return totals
 
 
-def rate_part(rater: "Rater", part: "list[Document]", *, first_index: int, on_done: Any = None) -> Any:
+def rate_part(rater: "Rater", part: "list[Document]", path: str, *, first_index: int, on_done: Any = None) -> Any:
     """One part as a pyarrow table: the source's columns, then `index`, `length`, `chunk_lengths` and the ratings.
 
+    Columns and types follow the part's own rows, so that one odd row late in the corpus spoils no earlier part.
+
     Raises:
-        UserError: the source already has a column of that name.
+        UserError: the source already has a column of that name, or values that one column cannot hold.
     """
     import numpy as np
     import pyarrow as pa
 
-    table = pa.Table.from_pylist([{"id": document.id} | document.row for document in part])
+    from qurating_jax.data.document_writers import table_of_rows
+
+    table = table_of_rows(path, [{"id": document.id} | document.row for document in part], {})
+    _refuse_clashes(table.column_names, rater.criteria)
     tokens = rater.tokenizer.encode([document.text for document in part])
     ratings = rater.rate_tokens(tokens, on_done)
     lengths = np.array([len(ids) for ids in tokens], np.int32)
@@ -124,12 +128,17 @@ def rate_part(rater: "Rater", part: "list[Document]", *, first_index: int, on_do
         chunks = [scores[:, number] for scores in ratings.chunks]
         columns[f"{criterion}_chunks"] = pa.array(chunks, pa.list_(pa.float32()))
         columns[f"{criterion}_average"] = pa.array(averages, mask=lengths == 0)
-    clash = sorted(set(columns) & set(table.column_names))
-    if clash:
-        raise UserError(f"the documents already have columns {', '.join(clash)}; rename them before rating")
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table
+
+
+def _refuse_clashes(names: Sequence[str], criteria: Sequence[str]) -> None:
+    added = ["index", "length", "chunk_lengths"]
+    added += [f"{criterion}_{kind}" for criterion in criteria for kind in ("chunks", "average")]
+    clash = sorted(set(added) & set(names))
+    if clash:
+        raise UserError(f"the documents already have columns {', '.join(clash)}; rename them before rating")
 
 
 def _load_rater(config: Config, directory: str) -> "Rater":

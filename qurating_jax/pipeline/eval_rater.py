@@ -136,7 +136,7 @@ def _spearman(config: Config, rater: "Rater", rejects: Any) -> dict[str, Any]:
 
 
 def _formulas(texts: "Sequence[str]") -> "dict[str, np.ndarray]":
-    """Scores that read no meaning. Below an accuracy of one half (a negative correlation) the reverse would do better."""
+    """Scores that read no meaning. Where one is below one half (or negative), its reverse does better."""
     import numpy as np
 
     from qurating_jax.method.readability import text_statistics

@@ -33,6 +33,9 @@ class Config(StageConfig):
     on_null_rating: Literal["drop", "error"] = option(
         "drop", "documents without a rating: never selected (and counted), or an error"
     )
+    on_duplicate_id: Literal["error", "drop"] = option(
+        "error", "documents whose id stood before with the same values: an error, or never selected (and counted)"
+    )
     budget_tokens: int | None = option(None, "tokens to select")
     budget_fraction: float | None = option(None, "share of the selectable tokens to select, above 0 and at most 1")
     tokens_field: str = option("length", "column of the documents' token counts")
@@ -196,6 +199,12 @@ def _eligible(config: Config, candidates: "Candidates") -> "np.ndarray":
     num_empty = int((~eligible).sum())
     if num_empty:
         log.info("%s documents without tokens are not selected", f"{num_empty:,}")
+    if candidates.duplicates.any():
+        found = f"{int(candidates.duplicates.sum()):,} documents repeat an id (`{candidates.duplicate_example}`)"
+        if config.on_duplicate_id == "error":
+            raise UserError(f"{found}; make ids unique, or --on_duplicate_id drop to count each id once")
+        log.warning("%s: each id counts once", found)
+        eligible &= ~candidates.duplicates
     unrated = np.isnan(candidates.ratings)
     if config.strategy != "uniform" and unrated.any():
         found = f"{int(unrated.sum()):,} documents have no rating in `{config.rating}`"
@@ -227,6 +236,7 @@ def _counts(explanation: dict[str, Any]) -> dict[str, Any]:
         "num_rejected",
         "num_null_ratings",
         "num_zero_token_documents",
+        "num_duplicates",
         "budget_tokens",
         "selected_tokens",
         "overshoot_tokens",

@@ -41,7 +41,7 @@ class Config(StageConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Writes `tokens/`, `rows.parquet` (which document stands where) and `tokenizer/`."""
-    from qurating_jax.data import documents, tokens
+    from qurating_jax.data import documents
     from qurating_jax.data.tokenizer import load_tokenizer
 
     require(config, "input", "tokenizer")
@@ -81,7 +81,7 @@ def _write(
     import pyarrow as pa
 
     from qurating_jax.data import tokens
-    from qurating_jax.data.documents import write_table
+    from qurating_jax.data.document_writers import write_table
     from qurating_jax.runtime.progress import progress
 
     counts = {"documents": 0, "document_tokens": 0, "empty": 0}

@@ -71,7 +71,7 @@ def main(config: Config) -> dict[str, Any]:
         print(f"would train {config.model} for {num_steps} steps on {rows.num_rows} rows into {config.output}")
         return counts
 
-    inputs = {"tokens": manifest.input_digest([config.tokens], [])}
+    inputs = {"tokens": manifest.input_digest([config.tokens], []), "base": base.digest()}
     with open_run(config, "train-lm", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts

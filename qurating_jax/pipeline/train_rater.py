@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qurating_jax.config import option
 from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
@@ -11,6 +11,13 @@ from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.stage import StageConfig, open_run, require
 from qurating_jax.training.options import LoopConfig, OptimConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qurating_jax.data.judgments import Judgments
+    from qurating_jax.data.rater_examples import RaterExamples
+    from qurating_jax.models.base import BaseModel
 
 log = logging.getLogger(__name__)
 
@@ -54,77 +61,40 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.data import judgments as judged
     from qurating_jax.data.rater_examples import RaterExamples
     from qurating_jax.data.tokenizer import load_tokenizer
-    from qurating_jax.models.base import resolve_base
     from qurating_jax.parallel import distributed
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.scoring.accuracy import held_out_accuracy
     from qurating_jax.scoring.rater import Rater
-    from qurating_jax.training.fit import export, fit
-    from qurating_jax.training.losses import bradley_terry_loss
+    from qurating_jax.training.fit import export
 
     require(config, "judgments", "base")
     distributed.initialize(config.distributed)
     files = judged.find_judgments(config.judgments)
     judgments = judged.read_judgments(config.judgments, config.criteria or None)
     tokenizer = load_tokenizer(_tokenizer_source(config), None if config.tokenizer else config.revision)
-    base = resolve_base(
-        config.base,
-        revision=config.revision,
-        architecture=config.architecture,
-        vocab_size=tokenizer.vocab_size,
-        num_criteria=len(judgments.criteria),
-    )
+    base = _base(config, tokenizer.vocab_size, len(judgments.criteria))
     train_rows, validation_rows = judged.split_disjoint(judgments, config.validation_fraction, config.seed)
-    counts: dict[str, Any] = {
-        "criteria": list(judgments.criteria),
-        "train_groups": len(train_rows),
-        "validation_groups": len(validation_rows),
-        "num_steps": max(1, round(config.num_epochs * len(train_rows) / config.batch_pairs)),
-    }
+    counts = _plan(config, judgments, train_rows, validation_rows)
     log.info("train-rater: %(train_groups)d groups, %(validation_groups)d held out, %(num_steps)d steps", counts)
     if config.dry_run:
         print(f"would train {config.base} on {len(train_rows)} judged groups for {counts['num_steps']} steps")
         return counts
 
-    inputs = {"judgments": manifest.input_digest(config.judgments, files), "tokenizer": tokenizer.identity}
+    inputs = {
+        "judgments": manifest.input_digest(config.judgments, files),
+        "tokenizer": tokenizer.identity,
+        "base": base.digest(),
+    }
     with open_run(config, "train-rater", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts
-        mesh = make_mesh(config.mesh)
         examples = RaterExamples(judgments, tokenizer, max_tokens=config.max_tokens)
-        params = fit(
-            base,
-            lambda params, batch: bradley_terry_loss(
-                params,
-                base.config,
-                batch,
-                margin=config.margin,
-                label_temperature=config.label_temperature,
-                compute=config.compute,
-            ),
-            lambda rows: examples.fetch(train_rows[rows]),
-            mesh=mesh,
-            num_rows=len(train_rows),
-            num_steps=counts["num_steps"],
-            batch_size=config.batch_pairs,
-            accumulation=config.accumulation,
-            seed=config.seed,
-            optim_config=config.optim,
-            loop_config=config.loop,
-            title="train-rater",
-            directory=run.output,
-            labels=judgments.criteria,
-        )
+        mesh = make_mesh(config.mesh)
+        params = _fit(config, base, judgments.criteria, examples, train_rows, mesh, run.output)
         export(run.path("hf"), params, base.config, tokenizer, labels=judgments.criteria)
-
+        criteria, window_tokens = judgments.criteria, config.max_tokens
         rater = Rater.build(
-            params,
-            base.config,
-            judgments.criteria,
-            tokenizer,
-            mesh=mesh,
-            compute=config.compute,
-            window_tokens=config.max_tokens,
+            params, base.config, criteria, tokenizer, mesh=mesh, compute=config.compute, window_tokens=window_tokens
         )
         accuracy = held_out_accuracy(rater, judgments, validation_rows)
         if run.primary:
@@ -138,6 +108,70 @@ def main(config: Config) -> dict[str, Any]:
         }
         manifest.finish(run, counts)
         return counts
+
+
+def _base(config: Config, vocab_size: int, num_criteria: int) -> "BaseModel":
+    from qurating_jax.models.base import resolve_base
+
+    return resolve_base(
+        config.base,
+        revision=config.revision,
+        architecture=config.architecture,
+        vocab_size=vocab_size,
+        num_criteria=num_criteria,
+    )
+
+
+def _plan(
+    config: Config, judgments: "Judgments", train_rows: "np.ndarray", validation_rows: "np.ndarray"
+) -> dict[str, Any]:
+    return {
+        "criteria": list(judgments.criteria),
+        "train_groups": len(train_rows),
+        "validation_groups": len(validation_rows),
+        "num_steps": _num_steps(config, len(train_rows)),
+    }
+
+
+def _num_steps(config: Config, num_groups: int) -> int:
+    return max(1, round(config.num_epochs * num_groups / config.batch_pairs))
+
+
+def _fit(
+    config: Config,
+    base: "BaseModel",
+    criteria: tuple[str, ...],
+    examples: "RaterExamples",
+    train_rows: "np.ndarray",
+    mesh: Any,
+    output: str,
+) -> Any:
+    from qurating_jax.training.fit import fit
+    from qurating_jax.training.losses import bradley_terry_loss
+
+    return fit(
+        base,
+        lambda params, batch: bradley_terry_loss(
+            params,
+            base.config,
+            batch,
+            margin=config.margin,
+            label_temperature=config.label_temperature,
+            compute=config.compute,
+        ),
+        lambda rows: examples.fetch(train_rows[rows]),
+        mesh=mesh,
+        num_rows=len(train_rows),
+        num_steps=_num_steps(config, len(train_rows)),
+        batch_size=config.batch_pairs,
+        accumulation=config.accumulation,
+        seed=config.seed,
+        optim_config=config.optim,
+        loop_config=config.loop,
+        title="train-rater",
+        directory=output,
+        labels=criteria,
+    )
 
 
 def _tokenizer_source(config: Config) -> str:

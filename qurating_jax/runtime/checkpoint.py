@@ -45,9 +45,7 @@ class Checkpoints:
         return restored.state, restored.document
 
 
-def restore_params(
-    directory: str, abstract: Callable[[dict[str, Any]], Any]
-) -> tuple[Any, dict[str, Any], int]:
+def restore_params(directory: str, abstract: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any], int]:
     """Only the parameters of the newest checkpoint: params, document, step.
 
     Args:

@@ -80,7 +80,6 @@ class LanguageModel:
                 windows.append(tokens[start : start + self.context_tokens])
                 owners.append(number)
         losses = self._scorer(windows, on_done)
-        totals = np.zeros(len(documents))
-        if windows:
-            totals = np.bincount(owners, weights=losses[:, 0].astype(np.float64), minlength=len(documents))
-        return totals, np.array([max(len(tokens) - 1, 0) for tokens in documents], np.int64)
+        weights = losses[:, 0].astype(np.float64) if windows else None
+        totals = np.bincount(np.array(owners, np.int64), weights=weights, minlength=len(documents))
+        return totals.astype(np.float64), np.array([max(len(tokens) - 1, 0) for tokens in documents], np.int64)

@@ -114,9 +114,7 @@ class Rater:
         scorer = BatchScorer(score, params, mesh, max_tokens=window_tokens, batch_tokens=batch_tokens)
         return cls(tuple(criteria), tokenizer, window_tokens, scorer)
 
-    def score_windows(
-        self, windows: Sequence[np.ndarray], on_done: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    def score_windows(self, windows: Sequence[np.ndarray], on_done: Callable[[int], None] | None = None) -> np.ndarray:
         """Scores of token windows (1 to `window_tokens` ids of this rater's tokenizer): float32 [n, C]."""
         scores = self._scorer(windows, on_done)
         return scores if len(windows) else np.zeros((0, len(self.criteria)), np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qurating_jax.parallel import distributed
 from qurating_jax.parallel.rules import RULES, num_batch_shards
 
 _BATCHES_IN_FLIGHT = 2
@@ -60,7 +61,7 @@ class BatchScorer:
 
         def collect() -> None:
             indices, scores = in_flight.popleft()
-            results.append((indices, np.asarray(scores)[: len(indices)]))
+            results.append((indices, distributed.to_host(scores)[: len(indices)]))
             if on_done is not None:
                 on_done(int(lengths[indices].sum()))
 

@@ -43,6 +43,7 @@ def explain(
         "num_rejected": int((~selected).sum()),
         "num_null_ratings": int(np.isnan(candidates.ratings).sum()),
         "num_zero_token_documents": int((tokens == 0).sum()),
+        "num_duplicates": int(candidates.duplicates.sum()),
         "share_documents": int(selected.sum()) / int(eligible.sum()),
         "threshold_key": None if by_domain else float(keys[selected].min()),
         "effective_sample_size": None if logits is None else stats.effective_sample_size(logits),

@@ -1,6 +1,6 @@
 """The first pass of a selection: the few numbers per document that decide, and the keys made of them."""
 
-import collections
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -41,6 +41,8 @@ class Candidates:
         ratings: float64 [n], NaN where the document has none (all NaN where no rating is read).
         domains: int32 [n], numbers into `domain_names`.
         domain_names: sorted names; one empty name where no domain is read.
+        duplicates: bool [n], documents whose id stood before (with the same values).
+        duplicate_example: one such id, empty where there is none.
     """
 
     id_hashes: np.ndarray
@@ -48,13 +50,16 @@ class Candidates:
     ratings: np.ndarray
     domains: np.ndarray
     domain_names: tuple[str, ...]
+    duplicates: np.ndarray
+    duplicate_example: str
 
 
 def read_candidates(source: Source, fields: Fields) -> Candidates:
     """Reads the deciding columns of every document.
 
     Raises:
-        UserError: a column is missing or not of its kind, an id or token count is null, two documents have one id.
+        UserError: a column is missing or not of its kind, an id or token count is null, or different documents have
+            one id.
     """
     for option, field in (("id_field", fields.id), ("tokens_field", fields.tokens), ("rating", fields.rating),
                           ("domain_field", fields.domain)):  # fmt: skip
@@ -73,19 +78,21 @@ def read_candidates(source: Source, fields: Fields) -> Candidates:
         domains.append(np.array(known, dtype=np.int32)[names.indices.to_numpy()])
     if not hashes:
         raise UserError("the input holds no documents")
-    all_hashes = np.concatenate(hashes)
-    _refuse_duplicates(source, fields, all_hashes)
     # Numbers by order of appearance would depend on the order of the files.
     ordered = sorted(numbers)
     renumber = np.empty(len(numbers), dtype=np.int32)
     renumber[[numbers[name] for name in ordered]] = np.arange(len(numbers), dtype=np.int32)
-    return Candidates(
-        id_hashes=all_hashes,
+    candidates = Candidates(
+        id_hashes=np.concatenate(hashes),
         tokens=np.concatenate(tokens),
         ratings=np.concatenate(ratings),
         domains=renumber[np.concatenate(domains)],
         domain_names=tuple(ordered),
+        duplicates=np.zeros(0, dtype=bool),
+        duplicate_example="",
     )
+    duplicates, example = _find_duplicates(source, fields, candidates)
+    return dataclasses.replace(candidates, duplicates=duplicates, duplicate_example=example)
 
 
 def logits(
@@ -162,20 +169,35 @@ def _ratings(table: pa.Table, field: str) -> np.ndarray:
     return values.cast(pa.float64()).fill_null(float("nan")).to_numpy()
 
 
-def _refuse_duplicates(source: Source, fields: Fields, hashes: np.ndarray) -> None:
-    """Two documents of one id would share their noise and could not be told apart later."""
-    ordered = np.sort(hashes)
+def _find_duplicates(source: Source, fields: Fields, candidates: Candidates) -> tuple[np.ndarray, str]:
+    """Later documents of an id that stood before: bool [n], and one such id.
+
+    Raises:
+        UserError: documents of one id that differ in tokens, rating or domain, so that it matters which one counts.
+    """
+    duplicates = np.zeros(len(candidates.id_hashes), dtype=bool)
+    ordered = np.sort(candidates.id_hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not repeated.size:
-        return
+        return duplicates, ""
     # Equal hashes of different ids (once in 14,000 corpora of 50 million) are harmless: equal noise, nothing else.
-    counts: collections.Counter[str] = collections.Counter()
+    first_of: dict[str, int] = {}
+    example, offset = "", 0
     for table in source.tables([fields.id]):
-        ids = _ids(table, fields.id)
-        counts.update(name for name, hit in zip(ids, np.isin(gumbel.hash_ids(ids), repeated), strict=True) if hit)
-    duplicates = sorted(name for name, count in counts.items() if count > 1)
-    if duplicates:
-        raise UserError(
-            f"{len(duplicates):,} document ids stand more than once, `{duplicates[0]}` {counts[duplicates[0]]} times; "
-            "make ids unique or name another --id_field"
-        )
+        for place in np.flatnonzero(np.isin(candidates.id_hashes[offset : offset + len(table)], repeated)):
+            name = str(_strings(table, fields.id)[int(place)])
+            first, here = first_of.setdefault(name, offset + int(place)), offset + int(place)
+            if first == here:
+                continue
+            if not _alike(candidates, first, here):
+                raise UserError(
+                    f"two different documents have the id `{name}`; make ids unique or name another --id_field"
+                )
+            duplicates[here], example = True, example or name
+        offset += len(table)
+    return duplicates, example
+
+
+def _alike(candidates: Candidates, first: int, second: int) -> bool:
+    columns = (candidates.tokens, candidates.ratings, candidates.domains)
+    return all(np.array_equal(column[first], column[second], equal_nan=True) for column in columns)

@@ -79,12 +79,18 @@ def fit(
 
 
 def export(
-    directory: str, params: Params, model: DecoderConfig, tokenizer: TextTokenizer, *, labels: Sequence[str] = ()
+    directory: str,
+    params: Params,
+    model: DecoderConfig,
+    tokenizer: TextTokenizer | None,
+    *,
+    labels: Sequence[str] = (),
+    dtype: str = "float32",
 ) -> None:
-    """Writes a Hugging Face directory: weights, config and tokenizer. Every process has to call it."""
+    """Writes a Hugging Face directory: weights, config and, where given, tokenizer. Every process has to call it."""
     special_tokens: dict[str, Any] = {}
-    if tokenizer.eos_id is not None:
+    if tokenizer is not None and tokenizer.eos_id is not None:
         special_tokens = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
-    if distributed.is_primary():
+    if tokenizer is not None and distributed.is_primary():
         tokenizer.save(directory)
-    hf.save(directory, params, model, labels=labels, special_tokens=special_tokens)
+    hf.save(directory, params, model, labels=labels, dtype=dtype, special_tokens=special_tokens)

@@ -55,16 +55,10 @@ def train(
 
     Raises:
         Interrupted: SIGTERM or SIGINT; the state is saved.
-        UserError: the loss is not finite; the last good checkpoint stays.
+        UserError: loss, gradient or parameters are not finite; the last good checkpoint stays.
     """
     with Checkpoints(f"{directory}/checkpoints", keep=config.keep_checkpoints) as checkpoints, _StopSignal() as stop:
-        saved = checkpoints.latest_step()
-        start = saved or 0
-        if saved is None:
-            state = create()
-        else:
-            log.info("%s: resuming at step %d", title, saved)
-            state, _ = checkpoints.restore(saved, abstract)
+        start, state = _start(checkpoints, create, abstract, title)
         tracker = JsonlTracker(f"{directory}/metrics.jsonl", resume_step=start, enabled=distributed.is_primary())
         pending: list[dict[str, jax.Array]] = []  # metrics still on the device: fetching each would stall it
         clock = time.monotonic()
@@ -73,31 +67,46 @@ def train(
                 state, metrics = step_fn(state, batch)
                 pending.append(metrics)
                 stopping = stop.agreed(step)
-                saving = step % config.checkpoint_steps == 0 or step == num_steps or stopping
-                if step % config.log_steps == 0 or saving:
+                due = step % config.checkpoint_steps == 0 or step == num_steps
+                if step % config.log_steps == 0 or due or stopping:
                     values = _fetch(pending, step)
                     seconds, clock = time.monotonic() - clock, time.monotonic()
                     rate = sum(entry[unit] for entry in values) / max(seconds, 1e-9)
-                    _log(tracker, title, step, num_steps, values[-1], unit, rate)
                     pending = []
-                if saving:
+                if step % config.log_steps == 0 or due:  # no extra line where a signal fell
+                    _log(tracker, title, step, num_steps, values[-1], unit, rate)
+                if due or stopping:
                     checkpoints.save(step, state, document)
                     clock = time.monotonic()  # saving is not training time
                 advance(1)
                 if stopping and step < num_steps:
-                    raise Interrupted(f"{title}: stopped at step {step} of {num_steps}, saved; the same command resumes")
+                    raise Interrupted(
+                        f"{title}: stopped at step {step} of {num_steps}, saved; the same command resumes"
+                    )
         return state
 
 
+def _start(
+    checkpoints: Checkpoints, create: Callable[[], TrainState], abstract: TrainState, title: str
+) -> tuple[int, TrainState]:
+    """The newest checkpoint's step and state, or step 0 of a new state."""
+    saved = checkpoints.latest_step()
+    if saved is None:
+        return 0, create()
+    log.info("%s: resuming at step %d", title, saved)
+    return saved, checkpoints.restore(saved, abstract)[0]
+
+
 def _fetch(pending: list[dict[str, jax.Array]], step: int) -> list[dict[str, float]]:
-    """Metrics of the steps up to `step`, from the device; refuses a loss that is not finite, naming its step."""
+    """Metrics of the steps up to `step`, from the device; refuses a step that is not finite, naming it."""
     values = [{name: float(value) for name, value in entry.items()} for entry in jax.device_get(pending)]
     for offset, entry in enumerate(values):
-        if not math.isfinite(entry["loss"]) or not math.isfinite(entry["grad_norm"]):
+        # Parameters too: a finite gradient can still overflow them, and they would be saved.
+        if not all(math.isfinite(entry[name]) for name in ("loss", "grad_norm", "param_norm")):
             bad = step - len(values) + 1 + offset
             raise UserError(
-                f"loss {entry['loss']} with gradient norm {entry['grad_norm']} at step {bad}: lower "
-                "optim.learning_rate or look at that batch; the last checkpoint before it is kept"
+                f"loss {entry['loss']}, gradient norm {entry['grad_norm']}, parameter norm {entry['param_norm']} at "
+                f"step {bad}: lower optim.learning_rate or look at that batch; the last checkpoint before it is kept"
             )
     return values
 

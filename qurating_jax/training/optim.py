@@ -40,6 +40,7 @@ def optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformati
 
 def decay_mask(params: Any) -> Any:
     """True for matrices, False for norm scales and biases, by name: stacked vectors are 2-D as well."""
+
     def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
         name = str(path[-1].key)
         return name != "scale" and not name.endswith("_bias")

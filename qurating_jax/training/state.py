@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qurating_jax.models import llama
@@ -23,7 +22,7 @@ class TrainState:
 
     params: Params
     opt_state: Any
-    step: Array
+    step: Any  # int32 scalar
 
 
 def abstract_state(config: DecoderConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -254,10 +254,28 @@ def test_an_interrupted_run_leaves_no_stale_shards(tmp_path, monkeypatch):
     assert _select(tmp_path, "out", source, rows_per_shard=10)[1].equals(whole)
 
 
+def _other_text(table, row):
+    """A row of the table with another length: another document under the same id."""
+    return table.slice(row, 1).set_column(3, "length", pa.array([99_999], pa.int32()))
+
+
+def test_repeated_documents_count_once_where_asked_for(tmp_path):
+    alone = _write(tmp_path / "alone", _corpus())
+    repeated = pa.concat_tables([_corpus(), _corpus().slice(3, 5), _corpus().slice(4, 2)])
+    twice = _write(tmp_path / "twice", repeated, 3)
+    counts, table, *_ = _select(tmp_path, "a", alone)
+    counts_twice, table_twice, *_ = _select(tmp_path, "b", twice, on_duplicate_id="drop")
+    assert sorted(table["id"].to_pylist()) == sorted(table_twice["id"].to_pylist())
+    assert counts_twice["num_duplicates"] == 7
+    assert counts_twice["num_documents"] == counts["num_documents"] + 7
+    assert counts_twice["selected_tokens"] == counts["selected_tokens"]
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda t: pa.concat_tables([t, t.slice(7, 1)]), {}, "1 document ids stand more than once, `doc-7` 2 times"),
+        (lambda t: pa.concat_tables([t, t.slice(7, 1)]), {}, "1 documents repeat an id \\(`doc-7`\\)"),
+        (lambda t: pa.concat_tables([t, _other_text(t, 7)]), {"on_duplicate_id": "drop"}, "two different documents"),
         (lambda t: t, {"budget_tokens": 10**9}, "budget of 1,000,000,000 tokens is more than"),
         (lambda t: t, {"rating": "writing_style_average"}, "no column `writing_style_average`"),
         (lambda t: t, {"tokens_field": "num_tokens"}, "no column `num_tokens`"),

@@ -1,0 +1,52 @@
+"""One of two processes of test_distributed.py: `two_processes.py PORT PROCESS_ID MODEL_DIRECTORY OUTPUT_DIRECTORY`."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from qurating_jax.models import hf
+from qurating_jax.parallel import distributed
+from qurating_jax.parallel.mesh import make_mesh
+from qurating_jax.parallel.options import Distributed, MeshShape
+from qurating_jax.runtime.errors import UserError
+
+
+def fail() -> None:
+    raise UserError("the disk is full")
+
+
+def main() -> None:
+    port, process_id, model, output = sys.argv[1:]
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    distributed.initialize(
+        Distributed(
+            mode="explicit",
+            coordinator=f"127.0.0.1:{port}",
+            num_processes=2,
+            process_id=int(process_id),
+            timeout_seconds=60,
+        )
+    )
+    me = distributed.process_index()
+    found = {"process": me, "count": distributed.process_count(), "primary": distributed.is_primary()}
+    found["broadcast"] = int(distributed.broadcast(np.int32(10 + me)))
+    found["any"] = [distributed.any_process(flag) for flag in (False, me == 1, True)]
+    found["from_primary"] = distributed.from_primary(lambda: {"by": me, "text": "τ"})
+    try:
+        distributed.from_primary(fail)
+    except UserError as error:
+        found["error"] = str(error)
+    # fsdp lies across the processes: nobody holds a whole matrix
+    params = hf.load(model, make_mesh(MeshShape(data=1, fsdp=4)))
+    query = params["blocks"]["attention"]["query"]
+    found["addressable"] = [query.is_fully_addressable, len(query.addressable_shards)]
+    found["sum"] = float(np.sum(distributed.to_host(query), dtype=np.float64))
+    distributed.barrier("before the export")
+    hf.save(output, params, hf.read_config(model)[0])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Checkpoints: committed or not there, restored bit for bit, onto any sharding, parameters alone as well."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qurating_jax.parallel.mesh import make_mesh
+from qurating_jax.parallel.options import MeshShape
+from qurating_jax.runtime.checkpoint import Checkpoints, restore_params
+
+WHOLE = {
+    "params": {"table": np.arange(32, dtype=np.float32).reshape(8, 4) / 7, "scale": np.float32([1, np.nan, np.inf])},
+    "opt_state": {"mu": np.linspace(-1e-30, 1e30, 8, dtype=np.float32), "count": np.int32(7)},
+    "step": np.int32(3),
+}
+SPECS = {"table": PartitionSpec("fsdp", "tensor"), "scale": PartitionSpec(), "mu": PartitionSpec("data")}
+DOCUMENT = {"model": {"layers": 2, "scaling": None}, "labels": ["a", "b"]}
+
+
+def place(data, fsdp, tensor):
+    mesh = make_mesh(MeshShape(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.device_put(leaf, NamedSharding(mesh, SPECS.get(path[-1].key, PartitionSpec()))), WHOLE
+    )
+
+
+def assert_same(got, want):
+    for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = str(tmp_path_factory.mktemp("run") / "checkpoints")
+    with Checkpoints(directory, keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
+        for step in (3, 6, 9):
+            checkpoints.save(step, place(2, 2, 2), DOCUMENT)
+    return directory
+
+
+def test_restored_onto_other_meshes_bit_for_bit(saved):
+    for shape in ((2, 2, 2), (1, 1, 1), (8, 1, 1), (1, 2, 1)):
+        target = place(*shape)
+        with Checkpoints(saved, keep=2) as checkpoints:
+            assert checkpoints.latest_step() == 9
+            state, document = checkpoints.restore(9, target)
+        assert_same(state, WHOLE)
+        assert document == DOCUMENT
+        for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(target), strict=True):
+            assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
+
+
+def test_only_the_newest_are_kept(saved):
+    with Checkpoints(saved, keep=2) as checkpoints:
+        assert_same(checkpoints.restore(6, place(1, 1, 1))[0], WHOLE)
+        with pytest.raises((FileNotFoundError, ValueError)):
+            checkpoints.restore(3, place(1, 1, 1))
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+    with Checkpoints(str(tmp_path / "c"), keep=1) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(2)}, {"first": True})
+        checkpoints.save(1, {"x": jnp.zeros(2)}, {"first": False})
+        state, document = checkpoints.restore(1, {"x": jnp.ones(2)})
+    np.testing.assert_array_equal(state["x"], [1, 1])
+    assert document == {"first": True}
+
+
+def test_a_saved_state_does_not_change_when_its_buffers_are_reused(tmp_path):
+    """Saving goes on in the background while the next step overwrites the donated buffers."""
+    advance = jax.jit(lambda state: {"x": state["x"] + 1}, donate_argnums=0)
+    state = {"x": jnp.zeros(1 << 18)}
+    with Checkpoints(str(tmp_path / "c"), keep=20) as checkpoints:
+        for step in range(1, 6):
+            state = advance(state)
+            checkpoints.save(step, state, {})
+        for step in range(1, 6):
+            found, _ = checkpoints.restore(step, {"x": jnp.zeros(1 << 18)})
+            assert set(np.asarray(found["x"]).tolist()) == {step}
+
+
+def test_what_a_kill_left_is_no_checkpoint(tmp_path):
+    directory = tmp_path / "c"
+    with Checkpoints(str(directory), keep=2) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(2)}, {})
+    for name in ("2.orbax-checkpoint-tmp", "2.orbax-checkpoint-tmp-17"):  # as Orbax names what it has not committed
+        (directory / name / "state").mkdir(parents=True)
+    with Checkpoints(str(directory), keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        checkpoints.save(2, {"x": jnp.zeros(2)}, {})
+        np.testing.assert_array_equal(checkpoints.restore(2, {"x": jnp.ones(2)})[0]["x"], [0, 0])
+
+
+def test_parameters_alone(saved):
+    def abstract(document):
+        assert document == DOCUMENT
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), place(1, 2, 2)["params"]
+        )
+
+    params, document, step = restore_params(saved, abstract)
+    assert_same(params, WHOLE["params"])
+    assert (document, step) == (DOCUMENT, 9)
+    assert params["table"].sharding.spec == SPECS["table"]
+
+
+def test_no_checkpoint_to_take_parameters_from(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        with pytest.raises(FileNotFoundError):
+            restore_params(str(tmp_path / name), lambda document: {})
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -1,0 +1,75 @@
+"""metrics.jsonl: one JSON object per line, cut at the step a run resumes from."""
+
+import json
+import os
+
+import pytest
+
+from qurating_jax.runtime.tracker import JsonlTracker
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path, steps):
+    tracker = JsonlTracker(str(path), resume_step=0)
+    for step in steps:
+        tracker.log(step, {"loss": step / 2})
+
+
+def test_lines_after_the_resume_step_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3, 4])
+    tracker = JsonlTracker(str(path), resume_step=2)
+    assert lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+    tracker.log(3, {"loss": 7.0})
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
+    assert lines(path)[-1]["loss"] == 7.0
+
+
+def test_a_fresh_run_starts_an_empty_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    JsonlTracker(str(path), resume_step=0)
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("half", ['{"step": 3, "lo', '{"step": 3', "{"])
+def test_half_a_line_after_a_kill_is_dropped(tmp_path, half):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    with path.open("a") as stream:
+        stream.write(half)
+    tracker = JsonlTracker(str(path), resume_step=5)
+    tracker.log(6, {"loss": 1.0})
+    assert [line["step"] for line in lines(path)] == [1, 2, 6]
+
+
+def test_values_that_json_lacks_become_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    JsonlTracker(str(path), resume_step=0).log(1, {"loss": float("nan"), "norm": float("inf"), "count": 3})
+    assert lines(path) == [{"step": 1, "loss": None, "norm": None, "count": 3}]
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    before = path.read_text()
+    JsonlTracker(str(path), resume_step=0, enabled=False).log(1, {"loss": 1.0})
+    assert path.read_text() == before
+
+
+def test_cutting_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
+    """A kill while the file is cut must not lose the lines before the resume step."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3])
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        JsonlTracker(str(path), resume_step=2)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
