@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from qurating_jax import __version__
-from qurating_jax.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, UserError
+from qurating_jax.runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, UsageError, UserError
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a lost mount, missing rights: the system's own words are the best ones
+        if isinstance(error, BrokenPipeError):  # `qurating ... | head`: the reader has seen enough
+            sys.stderr.close()
+            return EXIT_OK
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # `qurating ... | head`: the reader has seen enough
-        return EXIT_OK
 
 
 def usage() -> str:

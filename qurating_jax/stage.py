@@ -40,6 +40,8 @@ def open_run(
     the others wait for its answer.
     """
     require(config, "output")
+    if config.seed < 0:
+        raise UsageError(f"--seed {config.seed} is negative; the generators take 0 and above")
     run = _claim(config, stage, inputs, distributed or Distributed())
     if run.state == "finished" or not run.primary:
         yield run

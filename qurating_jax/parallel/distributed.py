@@ -22,7 +22,7 @@ def initialize(settings: Distributed) -> None:
     """Joins this process to the others; waits at most `timeout_seconds` for them.
 
     Raises:
-        ValueError: `explicit` without a coordinator address.
+        UserError: `explicit` without a coordinator address.
     """
     if settings.mode == "none":
         return
@@ -31,7 +31,7 @@ def initialize(settings: Distributed) -> None:
         jax.distributed.initialize(initialization_timeout=settings.timeout_seconds)
     else:
         if not settings.coordinator:
-            raise ValueError("distributed.mode explicit needs distributed.coordinator (host:port of process 0)")
+            raise UserError("distributed.mode explicit needs distributed.coordinator (host:port of process 0)")
         log.info("distributed: waiting for %d processes at %s", settings.num_processes, settings.coordinator)
         jax.distributed.initialize(
             settings.coordinator,

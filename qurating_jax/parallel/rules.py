@@ -9,6 +9,8 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qurating_jax.runtime.errors import UserError
+
 MeshAxes = str | tuple[str, ...] | None
 
 
@@ -56,14 +58,14 @@ class ShardingRules:
             what: its name, for errors.
 
         Raises:
-            ValueError: a dimension is not divisible by the devices it is split over.
+            UserError: a dimension is not divisible by the devices it is split over.
         """
         spec = self.spec(names)
         for name, size, entry in zip(names, shape, spec, strict=True):
             parts = math.prod(mesh.shape[axis] for axis in _as_tuple(entry))
             if size % parts:
                 axes = " x ".join(_as_tuple(entry))
-                raise ValueError(
+                raise UserError(
                     f"{what}: `{name}` has size {size}, not divisible by {parts} (mesh axis {axes}); change the mesh"
                 )
         return NamedSharding(mesh, spec)

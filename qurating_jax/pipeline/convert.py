@@ -31,9 +31,11 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.models import hf
 
     require(config, "input")
-    directory = config.input if config.to == "hf" else hf.resolve(config.input, config.revision)
-    files = storage.expand([directory], (".json", ".safetensors", ""))
-    inputs = {"weights": manifest.input_digest([], files)}
+    # A training run need not be finished: its newest committed checkpoint is what counts.
+    directory = (
+        storage.join(config.input, "checkpoints") if config.to == "hf" else hf.resolve(config.input, config.revision)
+    )
+    inputs = {"weights": [[file, storage.digest(file)] for file in storage.expand([directory], ("",))]}
     if config.dry_run:
         print(f"would convert {config.input} to {config.to} in {config.output}")
         return {}

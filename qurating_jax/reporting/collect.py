@@ -59,12 +59,11 @@ def collect(artifacts: list[Artifact], unfinished: list[str]) -> list[Section]:
     gaps = [f"No finished output of `qurating {stage}`." for stage in EXPECTED if stage not in stages]
     gaps += [f"{name} is unfinished; run its command again to complete it." for name in unfinished]
     return [
+        *([Section("Missing", notes=tuple(gaps), brief=True)] if gaps else []),
         Section(
             "Stages",
             ("folder", "stage", "counts"),
             tuple((a.name, a.manifest["stage"], _counts(a.manifest["counts"])) for a in artifacts),
-            notes=tuple(gaps),
-            brief=True,
         ),
         *(_judge(artifact) for artifact in artifacts if artifact.manifest["stage"] == "judge run"),
         *_rater([artifact for artifact in artifacts if artifact.manifest["stage"] in ("train-rater", "eval-rater")]),
@@ -82,9 +81,11 @@ def _judge(artifact: Artifact) -> Section:
             "The judge was the offline one: fixed formulas over the text, not a language model. "
             "Ratings learned from it show that the pipeline works, not what an LLM would prefer.",
         )
-    rows = [(name, _cell(value)) for name, value in _flat(artifact.manifest["counts"])]
-    settings = [(f"judge {name}", _cell(judge[name])) for name in ("kind", "model", "method") if judge.get(name)]
-    return Section(f"Judgments: {artifact.name}", ("", ""), tuple(settings + rows), notes=notes, brief=bool(notes))
+    criteria = _mappings(artifact.manifest["counts"].get("criteria"))
+    measures = dict.fromkeys(name for _, values in criteria for name in values)
+    rows = tuple((criterion, *(_cell(values.get(name)) for name in measures)) for criterion, values in criteria)
+    headings = ("criterion", *(name.replace("_", " ") for name in measures))
+    return Section(f"Judgments: {artifact.name}", headings, rows, notes=notes, brief=True)
 
 
 def _rater(artifacts: list[Artifact]) -> Iterator[Section]:

@@ -13,6 +13,7 @@ from qurating_jax.models.axes import logical_axes
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.parallel.rules import batch_shardings, tree_shardings
+from qurating_jax.runtime.errors import UserError
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
 ROWS, WIDTH = 8, 20
@@ -124,5 +125,5 @@ def test_load_onto_a_mesh_and_save_from_it(tmp_path, sizes):
 
 def test_a_model_that_does_not_fit_the_mesh_is_refused_by_name(tmp_path):
     hf.save(str(tmp_path), random_params(LM), LM)
-    with pytest.raises(ValueError, match=r"'key'.*`kv_heads` has size 2, not divisible by 4 \(mesh axis tensor\)"):
+    with pytest.raises(UserError, match=r"'key'.*`kv_heads` has size 2, not divisible by 4 \(mesh axis tensor\)"):
         hf.load(str(tmp_path), mesh_of((1, 2, 4)))

@@ -34,7 +34,7 @@ def test_a_single_process_needs_nobody():
 
 
 def test_explicit_mode_needs_a_coordinator():
-    with pytest.raises(ValueError, match=r"needs distributed\.coordinator"):
+    with pytest.raises(UserError, match=r"needs distributed\.coordinator"):
         distributed.initialize(Distributed(mode="explicit", num_processes=2))
 
 

@@ -6,6 +6,7 @@ from jax.sharding import AxisType
 
 from qurating_jax.parallel.mesh import AXES, make_mesh
 from qurating_jax.parallel.options import MeshShape
+from qurating_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -43,5 +44,5 @@ def test_given_devices():
     ],
 )
 def test_errors_show_the_whole_shape(shape, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         make_mesh(shape)

@@ -18,6 +18,7 @@ from qurating_jax.parallel.rules import (
     num_batch_shards,
     tree_shardings,
 )
+from qurating_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,9 @@ def test_unknown_name_is_an_error():
 
 
 def test_divisibility_names_array_dimension_and_axes(mesh):
-    with pytest.raises(ValueError, match=r"^table: `embed` has size 7, not divisible by 2 \(mesh axis fsdp\)"):
+    with pytest.raises(UserError, match=r"^table: `embed` has size 7, not divisible by 2 \(mesh axis fsdp\)"):
         RULES.sharding(mesh, ("vocab", "embed"), (8, 7), "table")
-    with pytest.raises(ValueError, match=r"^x: `batch` has size 6, not divisible by 4 \(mesh axis data x fsdp\)"):
+    with pytest.raises(UserError, match=r"^x: `batch` has size 6, not divisible by 4 \(mesh axis data x fsdp\)"):
         RULES.sharding(mesh, ("batch", "length"), (6, 3), "x")
 
 
@@ -72,7 +73,7 @@ def test_tree_shardings_name_the_path(mesh):
     found = tree_shardings(mesh, {"a": {"b": ("embed", "mlp"), "c": ("norm",)}}, shapes)
     assert found["a"]["b"] == NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     assert found["a"]["c"] == NamedSharding(mesh, PartitionSpec(None))
-    with pytest.raises(ValueError, match=r"\['a'\]\['c'\]: `mlp` has size 3, not divisible by 2"):
+    with pytest.raises(UserError, match=r"\['a'\]\['c'\]: `mlp` has size 3, not divisible by 2"):
         tree_shardings(mesh, {"a": {"b": ("embed", "mlp"), "c": ("mlp",)}}, shapes)
 
 

@@ -104,7 +104,7 @@ def test_a_whole_run(tmp_path, capsys):
         assert "No finished output of `qurating select`" not in out
     assert "123,456" in text
     assert "<b>web</b>" in text
-    assert counts == {"num_artifacts": 8, "num_unfinished": 0, "num_sections": 8}
+    assert counts == {"num_artifacts": 8, "num_unfinished": 0, "num_sections": 9}
     assert str(tmp_path) in summary
     assert f"{tmp_path}/report/report.html" in summary
     assert (tmp_path / "report" / "summary.txt").read_text() == summary

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+import tiny_hf as tiny
 
 from qurating_jax.data.judgments import from_averages
 from qurating_jax.models import heads, hf

@@ -39,6 +39,7 @@ def make_model(directory, num_criteria):
     """Weights large enough that scores differ between texts."""
     tokenizer = make_tokenizer(directory / "tokenizer")
     config = DecoderConfig(vocab_size=384, num_kv_heads=2, max_positions=64, num_criteria=num_criteria)
-    params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 2 else leaf, llama.init(config, jax.random.key(1)))
+    make = jax.jit(lambda key: jax.tree.map(lambda x: x * 8.0 if x.ndim > 2 else x, llama.init(config, key)))
+    params = make(jax.random.key(1))
     export(str(directory / "hf"), params, config, tokenizer, labels=CRITERIA[:num_criteria])
     return directory / "hf"

@@ -1,0 +1,163 @@
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_hf as tiny
+
+from qurating_jax.data.documents import Rejects, read_documents
+from qurating_jax.pipeline import annotate
+from qurating_jax.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def rater(tmp_path_factory):
+    return str(tiny.make_model(tmp_path_factory.mktemp("rater"), len(tiny.CRITERIA)))
+
+
+def _write(path, texts, **fields):
+    rows = [{"id": f"d{n}", "text": text, **fields} for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _run(tmp_path, name, source, rater, **options):
+    config = annotate.Config(
+        input=(source,), rater=rater, output=str(tmp_path / name), window_tokens=48, batch_tokens=512, **options
+    )
+    counts = annotate.main(config)
+    parts = sorted((tmp_path / name).glob("part-*.parquet"))
+    return counts, pa.concat_tables([pq.read_table(part) for part in parts])
+
+
+def test_rows_stay_in_order_and_empty_text_has_no_rating(tmp_path, rater):
+    source = _write(tmp_path / "in.jsonl", tiny.TEXTS, domain="d")
+    counts, table = _run(tmp_path, "out", source, rater, rows_per_part=4)
+    assert counts["documents"] == len(tiny.TEXTS)
+    assert counts["parts"] == 2
+    assert counts["unrated"] == 1
+    assert table["id"].to_pylist() == [f"d{n}" for n in range(len(tiny.TEXTS))]
+    assert table["index"].to_pylist() == list(range(len(tiny.TEXTS)))
+    rows = table.to_pylist()
+    for row in rows:
+        assert row["length"] == sum(row["chunk_lengths"])
+        assert (row["length"] == 0) == (row["writing_style_average"] is None) == (row["text"] == "")
+        if row["length"]:
+            expected = np.average(row["writing_style_chunks"], weights=row["chunk_lengths"])
+            assert row["writing_style_average"] == pytest.approx(expected, rel=1e-6)
+    assert table.schema.field("length").type == pa.int32()
+    assert table.schema.field("writing_style_average").type == pa.float32()
+    assert table.schema.field("writing_style_chunks").type == pa.list_(pa.float32())
+
+
+def test_parts_of_any_size_hold_the_same_ratings(tmp_path, rater):
+    source = _write(tmp_path / "in.jsonl", tiny.TEXTS)
+    (_, whole), (_, split) = (_run(tmp_path, f"out{size}", source, rater, rows_per_part=size) for size in (100, 1))
+    for name in whole.column_names:
+        if name.endswith("_average"):
+            np.testing.assert_allclose(
+                whole[name].to_numpy(zero_copy_only=False).astype(float),
+                split[name].to_numpy(zero_copy_only=False).astype(float),
+                atol=1e-5,
+            )
+        elif not name.endswith("_chunks"):
+            assert whole[name].to_pylist() == split[name].to_pylist()
+
+
+def test_columns_that_would_be_overwritten_are_refused_before_any_work(tmp_path, rater):
+    source = _write(tmp_path / "in.jsonl", ["a text"], length=3, educational_value_average=1.0)
+    with pytest.raises(UserError, match="already have columns educational_value_average, length"):
+        _run(tmp_path, "out", source, rater)
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_a_column_that_only_later_rows_have_is_kept(tmp_path, rater):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y", "title": "late"}\n')
+    _, table = _run(tmp_path, "out", str(path), rater)
+    assert table["title"].to_pylist() == [None, "late"]
+
+
+def test_no_documents_is_an_error(tmp_path, rater):
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no documents"):
+        _run(tmp_path, "out", str(tmp_path / "in.jsonl"), rater)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_kill_and_resume_gives_the_same_bytes(tmp_path, rater):
+    """kill -9 after the first part; the same command finishes, and every file equals an uninterrupted run's."""
+    source = _write(tmp_path / "in.jsonl", [f"{text} {n}" for n, text in itertools.product(range(40), tiny.TEXTS)])
+    options = ["--input", source, "--rater", rater, "--window_tokens", "48", "--rows_per_part", "20"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+
+    def start(name):
+        words = [sys.executable, "-m", "qurating_jax", "annotate", *options, "--output", str(tmp_path / name)]
+        return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    killed = start("killed")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "part-00001.parquet").exists():
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("part-*.parquet")}
+    for name in ("killed", "whole"):
+        process = start(name)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    for path, time_ns in kept.items():
+        assert path.stat().st_mtime_ns == time_ns  # not done again
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir() if path.name not in ("log.txt", "config.yaml"))
+    assert len(names) >= 12 + 2
+    for name in names:
+        if name != "manifest.json":
+            assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.torch
+def test_real_documents_get_the_ratings_that_transformers_gives(tmp_path, real_data):
+    torch = pytest.importorskip("torch", reason="torch is installed by .ci/run")
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(real_data / "tokenizers" / "llama-test-tokenizer.json"))
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=32_064, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, id2label=dict(enumerate(tiny.CRITERIA)), initializer_range=0.3, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path / "rater")
+    tokenizer.save_pretrained(tmp_path / "rater")
+    names = ("qa_stackexchange", "science_arxiv_abstracts", "textbooks_openstax")
+    documents = []
+    for name in names:
+        with Rejects(None, "error") as rejects:
+            file = str(real_data / "raw" / f"{name}.jsonl.zst")
+            documents += list(itertools.islice(read_documents([file], rejects=rejects), 8))
+    source = _write(tmp_path / "in.jsonl", [document.text for document in documents])
+    config = annotate.Config(input=(source,), rater=str(tmp_path / "rater"), output=str(tmp_path / "out"))
+    annotate.main(config)
+    rows = pq.read_table(tmp_path / "out" / "part-00000.parquet").to_pylist()
+    assert len(rows) == 24
+    assert max(len(row["chunk_lengths"]) for row in rows) > 3
+    for row in rows:
+        ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        assert len(ids) == row["length"]
+        windows = [ids[start : start + 512] for start in range(0, len(ids), 512)]
+        with torch.no_grad():
+            scores = np.stack([model(torch.tensor([window])).logits[0].numpy() for window in windows])
+        expected = np.average(scores.astype(np.float64), axis=0, weights=[len(window) for window in windows])
+        found = [row[f"{criterion}_average"] for criterion in tiny.CRITERIA]
+        np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -1,0 +1,126 @@
+"""Every config file loads, and the debug configs run one into the next, as a user would run them."""
+
+import json
+import pathlib
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from qurating_jax import __main__ as command
+from qurating_jax import config as configs
+from qurating_jax.runtime import manifest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+FILES = sorted(REPOSITORY.glob("configs/**/*.yaml"))
+STAGE_OF_FOLDER = {stage.module: name for name, stage in command.STAGES.items()} | {"select": "select"}
+CHAIN = (
+    "corpus", "train_tokenizer", "judge", "train_rater", "eval_rater", "annotate", "select", "tokenize", "train_lm",
+    "eval_lm", "convert", "report", "doctor",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_loads_and_says_how_to_run_it(path):
+    import importlib
+
+    stage = STAGE_OF_FOLDER[path.parent.name]
+    module = importlib.import_module(f"qurating_jax.pipeline.{command.STAGES[stage].module}")
+    config = configs.load(module.Config, str(path))
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("Hardware:" in line for line in head)
+    assert any(f"qurating {stage} --config configs/{path.parent.name}/{path.name}" in line or "bash launch/" in line
+               for line in head)  # fmt: skip
+    # What a run records is a config again, and the same one.
+    again = yaml.safe_load(yaml.safe_dump(configs.resolved(config)))
+    assert configs.decode(module.Config, again, where="resolved") == config
+
+
+def test_every_stage_has_a_debug_config():
+    folders = {path.parent.name for path in FILES if path.stem == "debug"}
+    assert folders == set(CHAIN)
+    assert len(CHAIN) == len(command.STAGES)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """The whole pipeline on its debug configs, in a folder of its own."""
+    import os
+
+    root = tmp_path_factory.mktemp("chain")
+    before = pathlib.Path.cwd()
+    os.chdir(root)
+    try:
+        for folder in CHAIN:
+            assert _run(folder) == 0, folder
+        yield root / "runs" / "debug"
+    finally:
+        os.chdir(before)
+
+
+def _run(folder, *options):
+    stage = STAGE_OF_FOLDER[folder]
+    path = REPOSITORY / "configs" / folder / "debug.yaml"
+    return command.main([*stage.split(), "--config", str(path), *options])
+
+
+def test_every_stage_leaves_a_finished_artifact(chain):
+    for folder in CHAIN:
+        directory = chain / {"train_tokenizer": "tokenizer"}.get(folder, folder)
+        if folder != "doctor":
+            assert manifest.read(str(directory))["stage"] == STAGE_OF_FOLDER[folder]
+
+
+def test_documents_are_neither_lost_nor_invented(chain):
+    counts = {name: manifest.read(str(chain / name))["counts"] for name in ("annotate", "select", "tokenize")}
+    source = sum(pq.read_metadata(part).num_rows for part in (chain / "corpus" / "train").glob("*.parquet"))
+    ids = pq.read_table(chain / "select" / "ids.parquet")
+    assert counts["annotate"]["documents"] == source == ids.num_rows
+    selected = [row["id"] for row in ids.to_pylist() if row["selected"]]
+    parts = [pq.read_table(part) for part in sorted((chain / "select").glob("part-*.parquet"))]
+    assert [name for part in parts for name in part["id"].to_pylist()] == selected
+    spans = pq.read_table(chain / "tokenize" / "rows.parquet")
+    assert set(spans["id"].to_pylist()) == set(selected)
+    tokens = counts["tokenize"]
+    assert tokens["tokens"] == tokens["document_tokens"] + len(selected) == sum(spans["num_tokens"].to_pylist())
+
+
+def test_annotated_columns_are_the_published_ones(chain):
+    table = pq.read_table(sorted((chain / "annotate").glob("part-*.parquet"))[0])
+    criteria = manifest.read(str(chain / "annotate"))["counts"]["criteria"]
+    added = ["index", "length", "chunk_lengths"]
+    added += [f"{criterion}_{kind}" for criterion in criteria for kind in ("chunks", "average")]
+    assert table.column_names[-len(added) :] == added
+    assert criteria == ["writing_style", "required_expertise", "facts_and_trivia", "educational_value"]
+
+
+def test_evaluations_hold_numbers(chain):
+    rater = json.loads((chain / "train_rater" / "eval.json").read_text())["validation"]
+    assert all(0 <= row["accuracy"] <= 1 for row in rater.values())
+    beside = json.loads((chain / "eval_rater" / "eval.json").read_text())["pair_accuracy"]
+    assert set(beside) == {"rater", "flesch_reading_ease", "length"}
+    lm = json.loads((chain / "eval_lm" / "eval.json").read_text())
+    assert lm["all"]["perplexity"] > 1
+    assert sum(row["num_tokens"] for row in lm["domains"].values()) == lm["all"]["num_tokens"]
+
+
+def test_a_second_run_does_nothing(chain, monkeypatch):
+    monkeypatch.chdir(chain.parents[1])
+    before = {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file() and path.name != "log.txt"}
+    for folder in CHAIN[1:]:  # the corpus looks at this machine's packages again, which takes its time
+        assert _run(folder) == 0
+    after = {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file() and path.name != "log.txt"}
+    assert after == before
+
+
+def test_a_changed_config_is_refused_with_the_difference(chain, monkeypatch, capsys):
+    monkeypatch.chdir(chain.parents[1])
+    assert _run("select", "--temperature", "1.0") == 1
+    assert "config.temperature was 2.0, now 1.0" in capsys.readouterr().err
+
+
+def test_json_is_the_last_line_of_stdout(chain, monkeypatch, capsys):
+    monkeypatch.chdir(chain.parents[1])
+    assert _run("tokenize", "--json") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last)["rows"] == manifest.read(str(chain / "tokenize"))["counts"]["rows"]
