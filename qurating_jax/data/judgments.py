@@ -210,6 +210,18 @@ def split_disjoint(
     return np.setdiff1d(np.arange(len(judgments), dtype=np.int64), validation), validation
 
 
+def refuse_overlap(train: Judgments, validation: Judgments) -> None:
+    """Refuses held-out judgments whose texts or documents are learned from as well (`UserError`)."""
+    for what in ("texts", "ids"):
+        known, held_out = ({item for group in getattr(side, what) for item in group} for side in (train, validation))
+        shared = known & held_out
+        if shared:
+            raise UserError(
+                f"{len(shared)} {what} of the held-out judgments are in the training judgments too; leave them out, or "
+                "drop the held-out file and let validation_fraction split without overlap"
+            )
+
+
 def text_id(text: str) -> str:
     """The id of a text that came without one: a hash of it."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -96,12 +96,11 @@ def _pair_accuracy(rater: "Rater", judgments: "Judgments") -> dict[str, Any]:
 
     from qurating_jax.scoring.accuracy import accuracy_by_criterion, held_out_accuracy
 
-    rows = np.arange(len(judgments.texts))
-    figures = {"rater": held_out_accuracy(rater, judgments, rows)}
+    figures = {"rater": held_out_accuracy(rater, judgments)}
     texts = [text for group in judgments.texts for text in group]
     for name, scores in _formulas(texts).items():
-        per_criterion = np.repeat(scores.reshape(len(rows), -1, 1), len(judgments.criteria), axis=2)
-        figures[name] = accuracy_by_criterion(per_criterion, judgments, rows)
+        per_criterion = np.repeat(scores.reshape(len(judgments), -1, 1), len(judgments.criteria), axis=2)
+        figures[name] = accuracy_by_criterion(per_criterion, judgments)
     return figures
 
 

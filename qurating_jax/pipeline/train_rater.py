@@ -13,8 +13,6 @@ from qurating_jax.stage import StageConfig, open_run, require
 from qurating_jax.training.options import LoopConfig, OptimConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from qurating_jax.data.judgments import Judgments
     from qurating_jax.data.rater_examples import RaterExamples
     from qurating_jax.models.base import BaseModel
@@ -32,6 +30,7 @@ class Config(StageConfig):
     architecture: ArchitectureOverrides = ArchitectureOverrides()
     tokenizer: str | None = option(None, "tokenizer; null: the base's own (a preset has none)", runtime=True)
     criteria: tuple[str, ...] = option((), "criteria to learn, in the order of the scores; none: all in the file")
+    validation: tuple[str, ...] = option((), "held-out judgments; none: a share of `judgments`", runtime=True)
     validation_fraction: float = option(0.1, "share of the judged groups held out; no text is on both sides")
     margin: float = option(0.5, "least confidence |2p - 1| of a label that is learned from")
     label_temperature: float = option(1.0, "labels become sigmoid(logit(p) / temperature)")
@@ -69,34 +68,38 @@ def main(config: Config) -> dict[str, Any]:
 
     require(config, "judgments", "base")
     distributed.initialize(config.distributed)
-    files = judged.find_judgments(config.judgments)
-    judgments = judged.read_judgments(config.judgments, config.criteria or None)
+    train, validation = _read(config)
     tokenizer = load_tokenizer(_tokenizer_source(config), None if config.tokenizer else config.revision)
-    base = _base(config, tokenizer.vocab_size, len(judgments.criteria))
-    train_rows, validation_rows = judged.split_disjoint(judgments, config.validation_fraction, config.seed)
-    counts = _plan(config, judgments, train_rows, validation_rows)
+    base = _base(config, tokenizer.vocab_size, len(train.criteria))
+    counts: dict[str, Any] = {
+        "criteria": list(train.criteria),
+        "train_groups": len(train),
+        "validation_groups": len(validation),
+        "num_steps": _num_steps(config, len(train)),
+    }
     log.info("train-rater: %(train_groups)d groups, %(validation_groups)d held out, %(num_steps)d steps", counts)
     if config.dry_run:
-        print(f"would train {config.base} on {len(train_rows)} judged groups for {counts['num_steps']} steps")
+        print(f"would train {config.base} on {len(train)} judged groups for {counts['num_steps']} steps")
         return counts
 
     inputs = {
-        "judgments": manifest.input_digest(config.judgments, files),
+        "judgments": manifest.input_digest(config.judgments, judged.find_judgments(config.judgments)),
+        "validation": manifest.input_digest(config.validation, judged.find_judgments(config.validation)),
         "tokenizer": tokenizer.identity,
         "base": base.digest(),
     }
     with open_run(config, "train-rater", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts
-        examples = RaterExamples(judgments, tokenizer, max_tokens=config.max_tokens)
+        examples = RaterExamples(train, tokenizer, max_tokens=config.max_tokens)
         mesh = make_mesh(config.mesh)
-        params = _fit(config, base, judgments.criteria, examples, train_rows, mesh, run.output)
-        export(run.path("hf"), params, base.config, tokenizer, labels=judgments.criteria)
-        criteria, window_tokens = judgments.criteria, config.max_tokens
+        params = _fit(config, base, train, examples, mesh, run.output)
+        criteria, window_tokens = train.criteria, config.max_tokens
+        export(run.path("hf"), params, base.config, tokenizer, labels=criteria)
         rater = Rater.build(
             params, base.config, criteria, tokenizer, mesh=mesh, compute=config.compute, window_tokens=window_tokens
         )
-        accuracy = held_out_accuracy(rater, judgments, validation_rows)
+        accuracy = held_out_accuracy(rater, validation)
         if run.primary:
             storage.write_json(run.path("eval.json"), {"validation": accuracy})
         for criterion, row in accuracy.items():
@@ -108,6 +111,19 @@ def main(config: Config) -> dict[str, Any]:
         }
         manifest.finish(run, counts)
         return counts
+
+
+def _read(config: Config) -> "tuple[Judgments, Judgments]":
+    """Judgments to learn from and held-out ones, without a common text."""
+    from qurating_jax.data import judgments as judged
+
+    judgments = judged.read_judgments(config.judgments, config.criteria or None)
+    if not config.validation:
+        train_rows, validation_rows = judged.split_disjoint(judgments, config.validation_fraction, config.seed)
+        return judgments.take(train_rows), judgments.take(validation_rows)
+    validation = judged.read_judgments(config.validation, judgments.criteria)
+    judged.refuse_overlap(judgments, validation)
+    return judgments, validation
 
 
 def _base(config: Config, vocab_size: int, num_criteria: int) -> "BaseModel":
@@ -122,17 +138,6 @@ def _base(config: Config, vocab_size: int, num_criteria: int) -> "BaseModel":
     )
 
 
-def _plan(
-    config: Config, judgments: "Judgments", train_rows: "np.ndarray", validation_rows: "np.ndarray"
-) -> dict[str, Any]:
-    return {
-        "criteria": list(judgments.criteria),
-        "train_groups": len(train_rows),
-        "validation_groups": len(validation_rows),
-        "num_steps": _num_steps(config, len(train_rows)),
-    }
-
-
 def _num_steps(config: Config, num_groups: int) -> int:
     return max(1, round(config.num_epochs * num_groups / config.batch_pairs))
 
@@ -140,9 +145,8 @@ def _num_steps(config: Config, num_groups: int) -> int:
 def _fit(
     config: Config,
     base: "BaseModel",
-    criteria: tuple[str, ...],
+    train: "Judgments",
     examples: "RaterExamples",
-    train_rows: "np.ndarray",
     mesh: Any,
     output: str,
 ) -> Any:
@@ -159,10 +163,10 @@ def _fit(
             label_temperature=config.label_temperature,
             compute=config.compute,
         ),
-        lambda rows: examples.fetch(train_rows[rows]),
+        examples.fetch,
         mesh=mesh,
-        num_rows=len(train_rows),
-        num_steps=_num_steps(config, len(train_rows)),
+        num_rows=len(train),
+        num_steps=_num_steps(config, len(train)),
         batch_size=config.batch_pairs,
         accumulation=config.accumulation,
         seed=config.seed,
@@ -170,7 +174,7 @@ def _fit(
         loop_config=config.loop,
         title="train-rater",
         directory=output,
-        labels=criteria,
+        labels=train.criteria,
     )
 
 

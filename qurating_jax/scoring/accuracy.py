@@ -11,21 +11,20 @@ from qurating_jax.scoring.rater import Rater
 MARGINS = (0.0, 0.5, 0.8)
 
 
-def held_out_accuracy(rater: Rater, judgments: Judgments, rows: np.ndarray) -> dict[str, dict[str, Any]]:
-    """A rater's accuracy on the judged groups `rows` (int64 [m]); texts are cut at the rater's window."""
-    texts = [text for row in rows for text in judgments.texts[row]]
+def held_out_accuracy(rater: Rater, judgments: Judgments) -> dict[str, dict[str, Any]]:
+    """A rater's accuracy on judged groups; texts are cut at the rater's window."""
+    texts = [text for group in judgments.texts for text in group]
     windows = [ids[: rater.window_tokens] for ids in rater.tokenizer.encode(texts)]
-    scores = rater.score_windows(windows).reshape(len(rows), -1, len(rater.criteria))
-    return accuracy_by_criterion(scores, judgments, rows)
+    scores = rater.score_windows(windows).reshape(len(judgments), -1, len(rater.criteria))
+    return accuracy_by_criterion(scores, judgments)
 
 
-def accuracy_by_criterion(scores: np.ndarray, judgments: Judgments, rows: np.ndarray) -> dict[str, dict[str, Any]]:
+def accuracy_by_criterion(scores: np.ndarray, judgments: Judgments) -> dict[str, dict[str, Any]]:
     """Pair accuracy of any scores.
 
     Args:
-        scores: float [m, k, C], in the order of `judgments.criteria`.
-        judgments: the soft labels.
-        rows: int64 [m], the judged groups that `scores` belongs to.
+        scores: float [n, k, C], in the order of `judgments.criteria`.
+        judgments: the soft labels of n groups of k texts.
 
     Returns:
         Per criterion: `accuracy`, `num_pairs` and `num_ties` over all pairs, `accuracy_margin_0.5` and
@@ -34,7 +33,7 @@ def accuracy_by_criterion(scores: np.ndarray, judgments: Judgments, rows: np.nda
     """
     result: dict[str, dict[str, Any]] = {}
     for number, criterion in enumerate(judgments.criteria):
-        labels, valid = judgments.probabilities[rows, :, :, number], judgments.valid[rows, :, :, number]
+        labels, valid = judgments.probabilities[..., number], judgments.valid[..., number]
         row: dict[str, Any] = {}
         for margin in MARGINS:
             found = pair_accuracy(scores[:, :, number], labels, valid, margin=margin)

@@ -313,3 +313,12 @@ def test_real_human_votes_as_judgments(real_data, tmp_path):
     train, validation = jd.split_disjoint(judgments, 0.2, 0)
     one, other = sides(judgments, train, validation)
     assert not one & other
+
+
+def test_held_out_judgments_share_neither_texts_nor_documents():
+    train = make([("a", "b"), ("c", "d")], ids=[("1", "2"), ("3", "4")])
+    jd.refuse_overlap(train, make([("e", "f")], ids=[("5", "6")]))
+    with pytest.raises(UserError, match="1 texts of the held-out"):
+        jd.refuse_overlap(train, make([("e", "d")], ids=[("5", "6")]))
+    with pytest.raises(UserError, match="1 ids of the held-out"):
+        jd.refuse_overlap(train, make([("e", "f")], ids=[("5", "3")]))

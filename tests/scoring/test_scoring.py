@@ -177,7 +177,7 @@ def test_accuracy_by_criterion_counts_margins_and_ties():
         [("a", "b")] * 4, [(f"{n}a", f"{n}b") for n in range(4)], [("d", "d")] * 4, ("easiness",), averages
     )
     scores = np.array([[[0.0], [1.0]], [[1.0], [0.0]], [[0.0], [1.0]], [[0.0], [0.0]]])
-    row = accuracy_by_criterion(scores, judgments, np.arange(4))["easiness"]
+    row = accuracy_by_criterion(scores, judgments)["easiness"]
     # right, wrong, no winner, equal scores: (1 + 0 + 1/2) of 3
     assert row["accuracy"] == pytest.approx(0.5)
     assert (row["num_pairs"], row["num_ties"]) == (3, 1)
