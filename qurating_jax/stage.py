@@ -77,6 +77,12 @@ def _claim(config: StageConfig, stage: str, inputs: Mapping[str, Any], distribut
     return dataclasses.replace(run, primary=is_primary())
 
 
+def require_local(config: StageConfig) -> None:
+    """Raises `UsageError` where the output is remote: checkpoints, metrics and exports are written to a local disk."""
+    if storage.is_remote(config.output):
+        raise UsageError(f"--output {config.output}: this stage writes to a local or mounted disk; copy it from there")
+
+
 def require(config: Any, *names: str) -> None:
     """Raises `UsageError` for the first named option that is empty."""
     for name in names:

@@ -28,6 +28,7 @@ class Config(StageConfig):
     rater: str = option("", "rater: train-rater's output, a Hugging Face directory or a hub id", runtime=True)
     revision: str | None = option(None, "revision of a hub id")
     tokenizer: str | None = option(None, "tokenizer, where the rater's directory has none", runtime=True)
+    criteria: tuple[str, ...] = option((), "names of the rater's scores, in order; none: the labels in its config")
     text_field: str = option("text", "field of the text; dots reach nested fields")
     id_field: str = option("id", "field of the document id; without it the id is a hash of the text")
     on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: stop, or count and skip")
@@ -50,7 +51,7 @@ def main(config: Config) -> dict[str, Any]:
     require(config, "input", "rater")
     files = documents.find_files(config.input)
     directory = hf.resolve(manifest.exported(config.rater, "train-rater"), config.revision)
-    _, criteria = hf.read_config(directory)
+    criteria = _criteria(config, hf.read_config(directory)[1])
     inputs = {
         "documents": manifest.input_digest(config.input, files),
         "rater": manifest.input_digest([directory], storage.expand([directory], (".json", ".safetensors"))),
@@ -67,13 +68,15 @@ def main(config: Config) -> dict[str, Any]:
             source = documents.read_documents(
                 files, text_field=config.text_field, id_field=config.id_field, rejects=rejects
             )
-            counts = _annotate(config, directory, source, run.output)
+            counts = _annotate(config, directory, criteria, source, run.output)
         counts |= {"rejected": rejects.count, "criteria": list(criteria)}
         manifest.finish(run, counts)
         return counts
 
 
-def _annotate(config: Config, directory: str, source: "Iterable[Document]", output: str) -> dict[str, Any]:
+def _annotate(
+    config: Config, directory: str, criteria: tuple[str, ...], source: "Iterable[Document]", output: str
+) -> dict[str, Any]:
     """Rates part by part; a part that stands is complete (it was renamed into place) and is not done again."""
     from qurating_jax.data.document_writers import write_table
     from qurating_jax.runtime.progress import progress
@@ -84,9 +87,11 @@ def _annotate(config: Config, directory: str, source: "Iterable[Document]", outp
         for number, part in enumerate(_parts(source, config.rows_per_part)):
             path = storage.join(output, f"part-{number:05d}.parquet")
             if not storage.exists(path):
-                rater = rater or _load_rater(config, directory)
+                rater = rater or _load_rater(config, directory, criteria)
                 write_table(path, rate_part(rater, part, path, first_index=totals["documents"], on_done=advance))
             lengths = _lengths(path)
+            if len(lengths) != len(part):
+                raise UserError(f"{path}: holds {len(lengths)} documents, not {len(part)}; remove it and run again")
             totals["documents"] += len(part)
             totals["tokens"] += int(lengths.sum())
             totals["unrated"] += int((lengths == 0).sum())
@@ -141,12 +146,22 @@ def _refuse_clashes(names: Sequence[str], criteria: Sequence[str]) -> None:
         raise UserError(f"the documents already have columns {', '.join(clash)}; rename them before rating")
 
 
-def _load_rater(config: Config, directory: str) -> "Rater":
+def _criteria(config: Config, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the scores: the given ones, else the rater's labels (a published one may have only LABEL_0 ...)."""
+    if not labels:
+        raise UserError(f"{config.rater}: a language model, not a rater (no ...ForSequenceClassification head)")
+    if config.criteria and (len(config.criteria) != len(labels) or len(set(config.criteria)) != len(labels)):
+        raise UserError(f"--criteria must give {len(labels)} different names; the rater's labels: {', '.join(labels)}")
+    return config.criteria or labels
+
+
+def _load_rater(config: Config, directory: str, criteria: tuple[str, ...]) -> "Rater":
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.scoring.rater import Rater
 
     return Rater.load(
         directory,
+        criteria=criteria,
         tokenizer=config.tokenizer,
         mesh=make_mesh(config.mesh),
         compute=config.compute,

@@ -9,7 +9,7 @@ from qurating_jax.config import option
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.stage import StageConfig, open_run, require
+from qurating_jax.stage import StageConfig, open_run, require, require_local
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.models import hf
 
     require(config, "input")
+    require_local(config)
     # A training run need not be finished: its newest committed checkpoint is what counts.
     directory = (
         storage.join(config.input, "checkpoints") if config.to == "hf" else hf.resolve(config.input, config.revision)

@@ -107,7 +107,10 @@ def _evaluate(config: Config, directory: str, source: Any) -> dict[str, Any]:
 
 
 def _predicted_bytes(text: str, tokens: Any, tokenizer: Any) -> int:
-    """UTF-8 bytes of the text less those of its first token, which is given and not predicted."""
+    """UTF-8 bytes of the text less those of its first token, which is given and not predicted.
+
+    A first token that ends inside a character decodes to a replacement sign: then it is off by at most two bytes.
+    """
     return len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode()) if len(tokens) > 1 else 0
 
 

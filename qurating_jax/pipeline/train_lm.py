@@ -8,7 +8,7 @@ from qurating_jax.config import option
 from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
 from qurating_jax.parallel.options import Distributed, MeshShape
 from qurating_jax.runtime import manifest, storage
-from qurating_jax.stage import StageConfig, open_run, require
+from qurating_jax.stage import StageConfig, open_run, require, require_local
 from qurating_jax.training.options import LoopConfig, OptimConfig
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.training.losses import next_token_loss
 
     require(config, "tokens")
+    require_local(config)
     distributed.initialize(config.distributed)
     tokenized = manifest.read(config.tokens, stages=("tokenize",))["counts"]
     rows = TokenRows(storage.join(config.tokens, "tokens"))

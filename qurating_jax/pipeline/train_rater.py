@@ -9,7 +9,7 @@ from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeCo
 from qurating_jax.parallel.options import Distributed, MeshShape
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.stage import StageConfig, open_run, require
+from qurating_jax.stage import StageConfig, open_run, require, require_local
 from qurating_jax.training.options import LoopConfig, OptimConfig
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.training.fit import export
 
     require(config, "judgments", "base")
+    require_local(config)
     distributed.initialize(config.distributed)
     train, validation = _read(config)
     tokenizer = load_tokenizer(_tokenizer_source(config), None if config.tokenizer else config.revision)

@@ -49,6 +49,7 @@ class Rater:
         path_or_id: str,
         *,
         revision: str | None = None,
+        criteria: Sequence[str] = (),
         tokenizer: str | None = None,
         mesh: Mesh | None = None,
         compute: ComputeConfig | None = None,
@@ -60,6 +61,7 @@ class Rater:
         Args:
             path_or_id: the rater.
             revision: of a hub id.
+            criteria: names of the scores, in order; by default the labels in its config.
             tokenizer: where its directory has none.
             mesh: by default all devices as data replicas.
             compute: dtype of the trunk (norm and head are always float32).
@@ -70,8 +72,8 @@ class Rater:
             UserError: not a rater, or files that do not fit.
         """
         directory = hf.resolve(path_or_id, revision)
-        config, criteria = hf.read_config(directory)
-        if not criteria:
+        config, labels = hf.read_config(directory)
+        if not labels:
             raise UserError(f"{path_or_id}: a language model, not a rater (no ...ForSequenceClassification head)")
         text_tokenizer = load_tokenizer(tokenizer or directory)
         if text_tokenizer.vocab_size > config.vocab_size:
@@ -84,7 +86,7 @@ class Rater:
         return cls.build(
             hf.load(directory, mesh, dtype=compute.dtype),
             config,
-            criteria,
+            criteria or labels,
             text_tokenizer,
             mesh=mesh,
             compute=compute,

@@ -85,6 +85,31 @@ def test_a_column_that_only_later_rows_have_is_kept(tmp_path, rater):
     assert table["title"].to_pylist() == [None, "late"]
 
 
+def test_scores_can_be_named(tmp_path, rater):
+    source = _write(tmp_path / "in.jsonl", tiny.TEXTS)
+    _, own = _run(tmp_path, "own", source, rater)
+    _, named = _run(tmp_path, "named", source, rater, criteria=("a", "b", "c"))
+    assert own.column_names[-6:] == [f"{name}_{kind}" for name in tiny.CRITERIA for kind in ("chunks", "average")]
+    assert named.column_names[-6:] == [f"{name}_{kind}" for name in "abc" for kind in ("chunks", "average")]
+    assert named["b_average"].to_pylist() == own[f"{tiny.CRITERIA[1]}_average"].to_pylist()
+    for wrong in (("a", "b"), ("a", "b", "b")):
+        with pytest.raises(UserError, match="must give 3 different names"):
+            _run(tmp_path, "wrong", source, rater, criteria=wrong)
+
+
+def test_a_part_with_other_rows_is_not_taken_for_done(tmp_path, rater, monkeypatch):
+    source = _write(tmp_path / "in.jsonl", tiny.TEXTS)
+    monkeypatch.setattr(annotate.manifest, "finish", lambda *_: None)
+    _run(tmp_path, "out", source, rater, rows_per_part=3)
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    (tmp_path / "out" / "part-00000.parquet").rename(tmp_path / "out" / "part-00001.parquet")
+    _write(tmp_path / "in.jsonl", tiny.TEXTS)
+    table = pq.read_table(tmp_path / "out" / "part-00001.parquet").slice(0, 2)
+    pq.write_table(table, tmp_path / "out" / "part-00001.parquet")
+    with pytest.raises(UserError, match="holds 2 documents, not 3"):
+        _run(tmp_path, "out", source, rater, rows_per_part=3)
+
+
 def test_no_documents_is_an_error(tmp_path, rater):
     (tmp_path / "in.jsonl").write_text("\n")
     with pytest.raises(UserError, match="no documents"):
