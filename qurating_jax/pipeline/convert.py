@@ -32,6 +32,8 @@ def main(config: Config) -> dict[str, Any]:
 
     require(config, "input")
     require_local(config)
+    if config.to == "hf" and not storage.list_dir(storage.join(config.input, "checkpoints")):
+        raise UserError(f"{config.input}: no committed checkpoint in its checkpoints/")
     # A training run need not be finished: its newest committed checkpoint is what counts.
     directory = (
         storage.join(config.input, "checkpoints") if config.to == "hf" else hf.resolve(config.input, config.revision)

@@ -84,8 +84,10 @@ def main(config: Config) -> dict[str, Any]:
         return counts
 
     inputs = {
-        "judgments": manifest.input_digest(config.judgments, judged.find_judgments(config.judgments)),
-        "validation": manifest.input_digest(config.validation, judged.find_judgments(config.validation)),
+        name: manifest.input_digest(patterns, judged.find_judgments(patterns))
+        for name, patterns in (("judgments", config.judgments), ("validation", config.validation))
+        if patterns
+    } | {
         "tokenizer": tokenizer.identity,
         "base": base.digest(),
     }

@@ -42,7 +42,8 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> StepFn:
         grads, sums = accumulate(state.params, batch)
         scale = 1.0 / jnp.maximum(sums["count"], 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = sums | {
             "loss": sums["loss"] * scale,

@@ -1,12 +1,14 @@
 import json
+import pathlib
 import tomllib
 
 import pytest
-from conftest import REPOSITORY
 
 from qurating_jax.__main__ import main as command
 from qurating_jax.pipeline import doctor
 from qurating_jax.runtime.errors import UserError
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_it_tells_what_is_here_and_leaves_nothing_behind(tmp_path, capsys):

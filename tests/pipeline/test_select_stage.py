@@ -1,5 +1,6 @@
 import json
 import math
+import pathlib
 
 import numpy as np
 import pyarrow as pa
@@ -338,10 +339,9 @@ def test_usage_errors(words, message):
 
 def test_the_command_and_its_debug_config(tmp_path, capsys):
     source = _write(tmp_path / "in", _corpus())
-    from conftest import REPOSITORY
-
+    configs = pathlib.Path(__file__).resolve().parents[2] / "configs" / "select"
     for name in ("debug", "quickstart_educational_value", "quickstart_uniform"):
-        file = str(REPOSITORY / "configs" / "select" / f"{name}.yaml")
+        file = str(configs / f"{name}.yaml")
         words = ["--input", source, "--output", str(tmp_path / name), "--json"]
         assert command(["select", "--config", file, *words]) == 0
         counts = json.loads(capsys.readouterr().out.splitlines()[-1])
