@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 file=${1:?usage: bash launch/human_truth.sh CLEAR_FILE [OUTPUT_DIRECTORY]}
 out=${2:-runs/human_truth}
-source launch/setup.sh
+source launch/setup.sh base
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}

@@ -4,7 +4,7 @@
 # resumes, and is done in seconds where everything stands. About 7 minutes on 2 CPU cores after set-up.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/setup.sh
+source launch/setup.sh base
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv in the checkout and installs the project into it, with the extras given as arguments (for example: dev).
+# Makes .venv in the checkout and installs the project into it. Argument: `base`, or an extra (for example `dev`).
 # Needs Python 3.11 or newer; PYTHON names another interpreter. Uses uv where it is there, else venv and pip.
 # Does nothing where the environment already fits pyproject.toml. The other scripts source this file.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-extras=$(IFS=,; echo "$*")
-stamp=$root/.venv/.installed-${extras:-base}
+extra=${1:?usage: source launch/setup.sh base|EXTRA}
+stamp=$root/.venv/.installed-$extra
 
 find_python() {
   local name
@@ -23,7 +23,8 @@ find_python() {
 if [[ ! $stamp -nt $root/pyproject.toml ]]; then
   echo "setting up $root/.venv (once; packages only)" >&2
   python=$(find_python)
-  target="$root${extras:+[$extras]}"
+  target=$root
+  [[ $extra == base ]] || target="$root[$extra]"
   if command -v uv >/dev/null; then
     [[ -x $root/.venv/bin/python ]] || uv venv --quiet --python "$python" "$root/.venv"
     uv pip install --quiet --python "$root/.venv/bin/python" --editable "$target"

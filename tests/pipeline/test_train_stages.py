@@ -31,10 +31,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def quick():
-    """Optax promotes dtypes; and most of the time would be XLA optimising what runs a few times."""
+    """Most of the time would be XLA optimising what runs a few times."""
     jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+    yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 

@@ -23,8 +23,6 @@ from qurating_jax.training.options import LoopConfig, OptimConfig
 from qurating_jax.training.state import abstract_state, create_state
 from qurating_jax.training.step import make_step
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
-
 ROWS = packed_rows(22)
 BATCH, STEPS = 8, 10
 # Step 5 ends at position 40, within the second epoch (rows 22 to 43), and step 6 crosses into the third.
@@ -93,13 +91,12 @@ def metrics(directory):
 def runs(tmp_path_factory):
     """`whole`: ten steps at once; `halves`: five, a crash, five; `sharded`: five on 2x2x2, then a crash."""
     root = tmp_path_factory.mktemp("runs")
-    with jax.numpy_dtype_promotion("standard"):
-        run(root / "whole")
-        with pytest.raises(Crash):
-            run(root / "halves", crash_after=6)  # one step more than is saved: it is made again
-        run(root / "halves")
-        with pytest.raises(Crash):
-            run(root / "sharded", crash_after=5, on=(2, 2, 2))
+    run(root / "whole")
+    with pytest.raises(Crash):
+        run(root / "halves", crash_after=6)  # one step more than is saved: it is made again
+    run(root / "halves")
+    with pytest.raises(Crash):
+        run(root / "sharded", crash_after=5, on=(2, 2, 2))
     return root
 
 

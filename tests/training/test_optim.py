@@ -13,7 +13,15 @@ from qurating_jax.models.config import DecoderConfig
 from qurating_jax.training.optim import decay_mask, learning_rates, optimizer
 from qurating_jax.training.options import LoopConfig, OptimConfig
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
+pytestmark = pytest.mark.usefixtures("_optax_promotion")
+
+
+@pytest.fixture
+def _optax_promotion():
+    """Optax itself multiplies floats by integers; `make_step` allows it that, here its functions are called alone."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
 
 PARAMS = {
     "kernel": np.array([[1.5, -2.0], [0.25, 3.0]], np.float32),

@@ -15,8 +15,6 @@ from qurating_jax.training.options import OptimConfig
 from qurating_jax.training.state import TrainState
 from qurating_jax.training.step import make_step
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
-
 # A large epsilon: Adam's sign-like first steps would turn rounding errors of tiny gradients into whole steps.
 TX = optimizer(OptimConfig(learning_rate=1e-2, warmup_fraction=0.0, schedule="constant", epsilon=1e-2), 10)
 RATER = LM.with_head(2)
