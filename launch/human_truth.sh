@@ -3,7 +3,7 @@
 # easiness from teachers' pairwise comparisons (Bradley-Terry). This takes its file (JSON lines, also .gz or .zst, with
 # id, text, BT_easiness), holds a fifth of the excerpts out, makes pairs with p = sigmoid(difference) within each side,
 # trains a small rater from random weights, and prints its pair accuracy and Spearman correlation on the held-out side
-# beside those of the Flesch formula and of text length. About TODO minutes on 2 CPU cores.
+# beside those of the Flesch formula and of text length. Under ten minutes on 2 CPU cores. Results: docs/log.md.
 #
 # usage: bash launch/human_truth.sh CLEAR_FILE [OUTPUT_DIRECTORY]
 set -euo pipefail

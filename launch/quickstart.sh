@@ -18,7 +18,8 @@ run() { # STAGE CONFIG: one stage from its config file
   qurating $1 --config "configs/$2.yaml"
 }
 
-run corpus            corpus/quickstart
+# The corpus is what the Python installation held at the first run: packages installed since do not change it.
+[[ -f runs/quickstart/corpus/manifest.json ]] || run corpus corpus/quickstart
 run train-tokenizer   train_tokenizer/quickstart
 run "judge run"       judge/quickstart
 run train-rater       train_rater/quickstart

@@ -94,12 +94,12 @@ def main(config: Config) -> dict[str, Any]:
 def _pair_accuracy(rater: "Rater", judgments: "Judgments") -> dict[str, Any]:
     import numpy as np
 
-    from qurating_jax.scoring.accuracy import accuracy_by_criterion, held_out_accuracy
+    from qurating_jax.scoring.accuracy import accuracy_by_criterion, distinct_texts, held_out_accuracy
 
     figures = {"rater": held_out_accuracy(rater, judgments)}
-    texts = [text for group in judgments.texts for text in group]
+    texts, places = distinct_texts(judgments)
     for name, scores in _formulas(texts).items():
-        per_criterion = np.repeat(scores.reshape(len(judgments), -1, 1), len(judgments.criteria), axis=2)
+        per_criterion = np.repeat(scores[places][:, :, None], len(judgments.criteria), axis=2)
         figures[name] = accuracy_by_criterion(per_criterion, judgments)
     return figures
 

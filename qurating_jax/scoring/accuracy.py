@@ -13,10 +13,16 @@ MARGINS = (0.0, 0.5, 0.8)
 
 def held_out_accuracy(rater: Rater, judgments: Judgments) -> dict[str, dict[str, Any]]:
     """A rater's accuracy on judged groups; texts are cut at the rater's window."""
-    texts = [text for group in judgments.texts for text in group]
+    texts, places = distinct_texts(judgments)
     windows = [ids[: rater.window_tokens] for ids in rater.tokenizer.encode(texts)]
-    scores = rater.score_windows(windows).reshape(len(judgments), -1, len(rater.criteria))
-    return accuracy_by_criterion(scores, judgments)
+    return accuracy_by_criterion(rater.score_windows(windows)[places], judgments)
+
+
+def distinct_texts(judgments: Judgments) -> tuple[list[str], np.ndarray]:
+    """Every text once, and int64 [n, k], where each group's texts stand in that list."""
+    numbers: dict[str, int] = {}
+    places = [[numbers.setdefault(text, len(numbers)) for text in group] for group in judgments.texts]
+    return list(numbers), np.array(places, np.int64)
 
 
 def accuracy_by_criterion(scores: np.ndarray, judgments: Judgments) -> dict[str, dict[str, Any]]:

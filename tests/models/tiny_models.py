@@ -12,7 +12,7 @@ from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 
 # Compiling is most of the time these tests take: no optimisation of the machine code, the older code generator.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0}
 FLOAT32 = ComputeConfig()
 
 LM = DecoderConfig(

@@ -125,7 +125,7 @@ def test_three_steps_of_adamw_in_float64():
 
 @pytest.mark.torch
 def test_three_steps_of_torch_adamw():
-    import torch
+    torch = pytest.importorskip("torch", reason="torch is installed by .ci/run")
 
     tensors = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in PARAMS.items()}
     groups = [
