@@ -35,7 +35,13 @@ class BaseModel:
 
 
 def resolve_base(
-    name: str, *, revision: str | None, architecture: ArchitectureOverrides, vocab_size: int, num_criteria: int = 0
+    name: str,
+    *,
+    revision: str | None,
+    architecture: ArchitectureOverrides,
+    vocab_size: int,
+    sequence_tokens: int,
+    num_criteria: int = 0,
 ) -> BaseModel:
     """Finds a preset, directory or hub id and puts the wanted head on it.
 
@@ -44,15 +50,19 @@ def resolve_base(
         revision: of a hub id.
         architecture: changes to a preset.
         vocab_size: of the tokenizer that the texts go through.
+        sequence_tokens: the longest sequence that is trained on. A preset is exported for that length (unless
+            `architecture` says otherwise), so that no later stage takes it for a model of longer texts.
         num_criteria: scores of a rater; 0 for a language model.
 
     Raises:
-        UserError: overrides for a loaded model, a vocabulary smaller than the tokenizer's, a rater as the base of a
-            language model.
+        UserError: overrides for a loaded model, a vocabulary smaller than the tokenizer's, fewer positions than the
+            sequences have tokens, a rater as the base of a language model.
     """
     if name in PRESETS:
         padded = -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-        config = architecture.apply(dataclasses.replace(PRESETS[name], vocab_size=padded))
+        preset = dataclasses.replace(PRESETS[name], vocab_size=padded, max_positions=sequence_tokens)
+        config = architecture.apply(preset)
+        require_positions(name, config, sequence_tokens)
         return BaseModel(config.with_head(num_criteria), None)
     if architecture.any():
         raise UserError("architecture.* changes a preset; a model that is loaded keeps its own architecture")
@@ -64,4 +74,14 @@ def resolve_base(
         raise UserError(
             f"{name}: vocabulary of {config.vocab_size}, but the tokenizer has {vocab_size} tokens; use its own"
         )
+    require_positions(name, config, sequence_tokens)
     return BaseModel(config.with_head(num_criteria), directory)
+
+
+def require_positions(where: str, config: DecoderConfig, num_tokens: int) -> None:
+    """Refuses texts longer than the model is made for (`UserError`); `where` names the model."""
+    if config.max_positions < num_tokens:
+        raise UserError(
+            f"{where}: made for texts of up to {config.max_positions} tokens, not {num_tokens}; give shorter ones "
+            "(max_tokens, window_tokens, sequence_tokens, context_tokens) or another model"
+        )

@@ -47,11 +47,14 @@ def main(config: Config) -> dict[str, Any]:
     """Writes `part-00000.parquet` ...: the source's columns and the ratings, rows in input order."""
     from qurating_jax.data import documents
     from qurating_jax.models import hf
+    from qurating_jax.models.base import require_positions
 
     require(config, "input", "rater")
     files = documents.find_files(config.input)
     directory = hf.resolve(manifest.exported(config.rater, "train-rater"), config.revision)
-    criteria = _criteria(config, hf.read_config(directory)[1])
+    model, labels = hf.read_config(directory)
+    criteria = _criteria(config, labels)
+    require_positions(config.rater, model, config.window_tokens)
     inputs = {
         "documents": manifest.input_digest(config.input, files),
         "rater": manifest.input_digest([directory], storage.expand([directory], (".json", ".safetensors"))),

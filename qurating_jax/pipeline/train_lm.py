@@ -59,6 +59,7 @@ def main(config: Config) -> dict[str, Any]:
         revision=config.revision,
         architecture=config.architecture,
         vocab_size=tokenized["vocab_size"],
+        sequence_tokens=rows.sequence_tokens,
     )
     num_steps = config.num_steps or max(1, round(config.num_epochs * rows.num_rows / config.batch_sequences))
     counts: dict[str, Any] = {

@@ -137,6 +137,7 @@ def _base(config: Config, vocab_size: int, num_criteria: int) -> "BaseModel":
         revision=config.revision,
         architecture=config.architecture,
         vocab_size=vocab_size,
+        sequence_tokens=config.max_tokens,
         num_criteria=num_criteria,
     )
 

@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qurating_jax.models import heads, hf
+from qurating_jax.models.base import require_positions
 from qurating_jax.models.config import ComputeConfig
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.scorer import BatchScorer
@@ -48,8 +49,7 @@ class LanguageModel:
         if labels:
             raise UserError(f"{path_or_id}: a rater, not a language model")
         context_tokens = context_tokens or config.max_positions
-        if context_tokens > config.max_positions:
-            raise UserError(f"{path_or_id}: context of {context_tokens} tokens, the model has {config.max_positions}")
+        require_positions(path_or_id, config, context_tokens)
         params = hf.load(directory, mesh, dtype=compute.dtype)
 
         def total(params: object, tokens_BT: Array, lengths_B: Array) -> Array:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from qurating_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from qurating_jax.method.windows import weighted_means, window_spans
 from qurating_jax.models import heads, hf
+from qurating_jax.models.base import require_positions
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel.mesh import make_mesh
@@ -75,6 +76,7 @@ class Rater:
         config, labels = hf.read_config(directory)
         if not labels:
             raise UserError(f"{path_or_id}: a language model, not a rater (no ...ForSequenceClassification head)")
+        require_positions(path_or_id, config, window_tokens)
         text_tokenizer = load_tokenizer(tokenizer or directory)
         if text_tokenizer.vocab_size > config.vocab_size:
             raise UserError(

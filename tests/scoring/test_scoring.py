@@ -164,8 +164,13 @@ def test_every_token_but_the_first_is_predicted_once(lm_directory, context_token
         assert nats[number] == pytest.approx(total, rel=1e-5, abs=1e-6)
 
 
+def test_windows_beyond_what_the_rater_is_made_for_are_refused(rater_directory):
+    with pytest.raises(UserError, match="up to 64 tokens, not 65"):
+        Rater.load(str(rater_directory), window_tokens=65)
+
+
 def test_a_context_beyond_the_model_is_refused(lm_directory):
-    with pytest.raises(UserError, match="the model has 64"):
+    with pytest.raises(UserError, match="up to 64 tokens, not 65"):
         LanguageModel.load(str(lm_directory), make_mesh(MeshShape()), compute=ComputeConfig(), context_tokens=65)
 
 

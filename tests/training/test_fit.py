@@ -210,12 +210,13 @@ def test_the_lines_do_not_depend_on_how_often_is_logged_or_saved(tmp_path):
 # ---- where a run starts from
 
 
-def resolve(name, *, vocab_size=32, num_criteria=0, **overrides):
+def resolve(name, *, vocab_size=32, sequence_tokens=8, num_criteria=0, **overrides):
     return resolve_base(
         name,
         revision=None,
         architecture=ArchitectureOverrides(**overrides),
         vocab_size=vocab_size,
+        sequence_tokens=sequence_tokens,
         num_criteria=num_criteria,
     )
 
@@ -232,6 +233,8 @@ def exported(tmp_path_factory):
 def test_a_preset_takes_overrides_and_a_rounded_vocabulary():
     base = resolve("debug", vocab_size=300, num_layers=3, num_criteria=4)
     assert (base.config.vocab_size, base.config.num_layers, base.config.num_criteria) == (384, 3, 4)
+    assert base.config.max_positions == 8  # what is trained on, not the preset's nominal length
+    assert resolve("debug", max_positions=99).config.max_positions == 99
     assert base.directory is None
     assert base.load(mesh(), seed=0) is None
 
@@ -249,6 +252,11 @@ def test_a_directory_gives_its_weights_and_the_head_that_is_wanted(exported):
     [
         ("lm", {"num_layers": 2}, "architecture.* changes a preset"),
         ("lm", {"vocab_size": 33}, "vocabulary of 32, but the tokenizer has 33 tokens"),
+        (
+            "lm",
+            {"sequence_tokens": LM.max_positions + 1},
+            f"up to {LM.max_positions} tokens, not {LM.max_positions + 1}",
+        ),
         ("rater", {}, "a rater, not a language model"),
         ("absent", {}, "no such directory"),
     ],
