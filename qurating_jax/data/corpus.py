@@ -45,7 +45,7 @@ _UNREADABLE = (OSError, UnicodeError, SyntaxError, ValueError, RecursionError, M
 class Installation:
     """Where to look: the standard library's directory and the directories that packages are installed in."""
 
-    library: Path
+    stdlib: Path
     packages: tuple[Path, ...]
 
     def fingerprint(self) -> str:
@@ -92,7 +92,7 @@ def installation() -> Installation:
 
 def find_sources(place: Installation) -> list[Source]:
     """All texts of an installation; no file is read but the help topics. Ids are unique."""
-    sources = [*library_sources(place.library)]
+    sources = [*library_sources(place.stdlib)]
     for root in place.packages:
         sources += package_sources(root)
     return list({(source.domain, source.name): source for source in sources}.values())

@@ -41,7 +41,7 @@ def main(config: Config) -> dict[str, Any]:
     place = corpus.installation()
     sources = corpus.find_sources(place)
     if not sources:
-        raise UserError(f"{place.library}: no Python files; run this with an interpreter whose library is a directory")
+        raise UserError(f"{place.stdlib}: no Python files; run this with an interpreter whose library is a directory")
     found = Counter(source.domain for source in sources)
     log.info("corpus: found %s", ", ".join(f"{domain} {found[domain]}" for domain in corpus.DOMAINS))
     if config.dry_run:
