@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from qurating_jax.parallel.rules import RULES, num_batch_shards
+from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
 from qurating_jax.runtime.errors import UserError
 
 FetchRows = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -86,4 +86,4 @@ class BatchBuilder:
         return jax.make_array_from_callback(shape, self._sharding(array.ndim + 1), shard)
 
     def _sharding(self, ndim: int) -> NamedSharding:
-        return NamedSharding(self._mesh, PartitionSpec(None, RULES.batch, *[None] * (ndim - 2)))
+        return batch_sharding(self._mesh, ndim, leading=1)

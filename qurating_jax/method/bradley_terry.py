@@ -36,21 +36,6 @@ def win_probability(strengths: ArrayLike) -> NDArray[np.float64]:
     return sigmoid(s[..., None, :] - s[..., :, None])
 
 
-def apply_label_temperature(probabilities: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """Sharpens (T < 1) or softens (T > 1) soft labels: sigma(logit(p) / T), elementwise; 0 and 1 stay as they are.
-
-    Raises:
-        ValueError: temperature <= 0, or a probability outside [0, 1].
-    """
-    if not temperature > 0:
-        raise ValueError(f"label temperature must be positive, not {temperature}")
-    p = np.asarray(probabilities, dtype=np.float64)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("soft labels must lie in [0, 1]; mask missing ones first")
-    with np.errstate(divide="ignore"):
-        return sigmoid((np.log(p) - np.log1p(-p)) / temperature)
-
-
 def confidence(probabilities: ArrayLike) -> NDArray[np.float64]:
     """How decided a soft label is: |2p - 1|, 0 for a tie and 1 for certainty (REFERENCE step 2)."""
     return np.abs(2.0 * np.asarray(probabilities, dtype=np.float64) - 1.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -81,12 +81,9 @@ def tree_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: ShardingRules = RU
     )
 
 
-def batch_shardings(mesh: Mesh, ndims: Mapping[str, int], *, leading: int = 0, rules: ShardingRules = RULES) -> Any:
-    """Shardings of a batch of named arrays: dimension `leading` is the batch, the others are whole."""
-    return {
-        name: NamedSharding(mesh, PartitionSpec(*[None] * leading, rules.batch, *[None] * (ndim - leading - 1)))
-        for name, ndim in ndims.items()
-    }
+def batch_sharding(mesh: Mesh, ndim: int, *, leading: int = 0, rules: ShardingRules = RULES) -> NamedSharding:
+    """The sharding of an array of `ndim` dimensions: dimension `leading` is the batch, the others are whole."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, rules.batch, *[None] * (ndim - leading - 1)))
 
 
 def num_batch_shards(mesh: Mesh, rules: ShardingRules = RULES) -> int:

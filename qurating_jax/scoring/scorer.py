@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from qurating_jax.parallel import distributed
-from qurating_jax.parallel.rules import RULES, num_batch_shards
+from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
 
 _BATCHES_IN_FLIGHT = 2
 
@@ -37,8 +37,8 @@ class BatchScorer:
         self._buckets = _buckets(max_tokens)
         self._rows = {bucket: _round_up(batch_tokens // bucket, num_batch_shards(mesh)) for bucket in self._buckets}
         self._score = jax.jit(score_fn)
-        self._tokens_sharding = NamedSharding(mesh, PartitionSpec(RULES.batch, None))
-        self._lengths_sharding = NamedSharding(mesh, PartitionSpec(RULES.batch))
+        self._tokens_sharding = batch_sharding(mesh, 2)
+        self._lengths_sharding = batch_sharding(mesh, 1)
 
     def __call__(self, windows: Sequence[np.ndarray], on_done: Callable[[int], None] | None = None) -> np.ndarray:
         """Scores every window.

@@ -29,22 +29,6 @@ def test_sigmoid_of_extremes_is_finite_and_exact():
     assert bt.sigmoid(-700.0) == pytest.approx(math.exp(-700), rel=1e-12)
 
 
-@given(st.floats(1e-6, 1 - 1e-6), st.floats(0.1, 10))
-def test_label_temperature_divides_the_logit(p, temperature):
-    logit = math.log(p / (1 - p)) / temperature
-    assert bt.apply_label_temperature(p, temperature) == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-9)
-
-
-def test_label_temperature_keeps_certainty_and_refuses_the_sentinel():
-    assert bt.apply_label_temperature([0.0, 0.5, 1.0], 0.3).tolist() == [0.0, 0.5, 1.0]
-    with pytest.raises(ValueError, match="mask"):
-        bt.apply_label_temperature([0.4, -100.0], 1.0)
-    with pytest.raises(ValueError, match="mask"):
-        bt.apply_label_temperature([np.nan], 1.0)
-    with pytest.raises(ValueError, match="positive"):
-        bt.apply_label_temperature(0.5, 0.0)
-
-
 def test_confidence():
     assert bt.confidence([0.0, 0.25, 0.5, 0.75, 1.0]).tolist() == [1.0, 0.5, 0.0, 0.5, 1.0]
 

@@ -12,7 +12,7 @@ from qurating_jax.models import heads, hf, llama
 from qurating_jax.models.axes import logical_axes
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
-from qurating_jax.parallel.rules import batch_shardings, tree_shardings
+from qurating_jax.parallel.rules import batch_sharding, tree_shardings
 from qurating_jax.runtime.errors import UserError
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
@@ -64,7 +64,7 @@ def test_loss_and_gradients_equal_one_device(config, sizes):
     shardings = shardings_of(config, mesh)
     batch = batch_of(config)
     params = jax.device_put(random_params(config), shardings)
-    placed = jax.device_put(batch, batch_shardings(mesh, {name: array.ndim for name, array in batch.items()}))
+    placed = jax.device_put(batch, {name: batch_sharding(mesh, array.ndim) for name, array in batch.items()})
     assert {shard.data.shape[0] for shard in placed["tokens"].addressable_shards} == {ROWS // (sizes[0] * sizes[1])}
     with jax.set_mesh(mesh):
         call = jax.jit(

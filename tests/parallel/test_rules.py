@@ -13,7 +13,7 @@ from qurating_jax.parallel.options import MeshShape
 from qurating_jax.parallel.rules import (
     RULES,
     ShardingRules,
-    batch_shardings,
+    batch_sharding,
     constrain,
     num_batch_shards,
     tree_shardings,
@@ -88,7 +88,7 @@ def test_rules_can_be_replaced(mesh):
 
 def test_batches_are_split_over_data_and_fsdp_after_the_leading_dimensions(mesh):
     batch = {"tokens": np.arange(2 * 8 * 3).reshape(2, 8, 3), "lengths": np.arange(16).reshape(2, 8)}
-    placed = jax.device_put(batch, batch_shardings(mesh, {"tokens": 3, "lengths": 2}, leading=1))
+    placed = jax.device_put(batch, {name: batch_sharding(mesh, array.ndim, leading=1) for name, array in batch.items()})
     assert {shard.data.shape for shard in placed["tokens"].addressable_shards} == {(2, 2, 3)}
     assert {shard.data.shape for shard in placed["lengths"].addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
