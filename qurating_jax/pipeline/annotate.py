@@ -1,7 +1,7 @@
 """Rate documents: every window of at most 512 tokens is scored, a document's rating is the token-weighted mean."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +46,7 @@ class Config(StageConfig):
 def main(config: Config) -> dict[str, Any]:
     """Writes `part-00000.parquet` ...: the source's columns and the ratings, rows in input order."""
     from qurating_jax.data import documents
+    from qurating_jax.data.document_counts import count_documents
     from qurating_jax.models import hf
     from qurating_jax.models.base import require_positions
 
@@ -71,14 +72,19 @@ def main(config: Config) -> dict[str, Any]:
             source = documents.read_documents(
                 files, text_field=config.text_field, id_field=config.id_field, rejects=rejects
             )
-            counts = _annotate(config, directory, criteria, source, run.output)
+            counts = _annotate(config, directory, criteria, source, count_documents(files), run.output)
         counts |= {"rejected": rejects.count, "criteria": list(criteria)}
         manifest.finish(run, counts)
         return counts
 
 
 def _annotate(
-    config: Config, directory: str, criteria: tuple[str, ...], source: "Iterable[Document]", output: str
+    config: Config,
+    directory: str,
+    criteria: tuple[str, ...],
+    source: "Iterable[Document]",
+    total: int | None,
+    output: str,
 ) -> dict[str, Any]:
     """Rates part by part; a part that stands is complete (it was renamed into place) and is not done again."""
     from qurating_jax.data.document_writers import write_table
@@ -86,10 +92,12 @@ def _annotate(
 
     rater: Rater | None = None  # loaded when the first missing part needs it
     totals = {"documents": 0, "tokens": 0, "unrated": 0, "parts": 0}
-    with progress("annotate", None, "tokens") as advance:
+    with progress("annotate", total, "documents") as advance:
         for number, part in enumerate(_parts(source, config.rows_per_part)):
             path = storage.join(output, f"part-{number:05d}.parquet")
-            if not storage.exists(path):
+            if storage.exists(path):
+                advance(len(part))
+            else:
                 rater = rater or _load_rater(config, directory, criteria)
                 write_table(path, rate_part(rater, part, path, first_index=totals["documents"], on_done=advance))
             lengths = _lengths(path)
@@ -108,7 +116,9 @@ def _annotate(
     return totals
 
 
-def rate_part(rater: "Rater", part: "list[Document]", path: str, *, first_index: int, on_done: Any = None) -> Any:
+def rate_part(
+    rater: "Rater", part: "list[Document]", path: str, *, first_index: int, on_done: "Callable[[int], None]"
+) -> Any:
     """One part as a pyarrow table: the source's columns, then `index`, `length`, `chunk_lengths` and the ratings.
 
     Columns and types follow the part's own rows, so that one odd row late in the corpus spoils no earlier part.
@@ -124,8 +134,8 @@ def rate_part(rater: "Rater", part: "list[Document]", path: str, *, first_index:
     table = table_of_rows(path, [{"id": document.id} | document.row for document in part], {})
     _refuse_clashes(table.column_names, rater.criteria)
     tokens = rater.tokenizer.encode([document.text for document in part])
-    ratings = rater.rate_tokens(tokens, on_done)
     lengths = np.array([len(ids) for ids in tokens], np.int32)
+    ratings = rater.rate_tokens(tokens, _by_documents(on_done, len(part), int(lengths.sum())))
     columns = {
         "index": pa.array(np.arange(first_index, first_index + len(part), dtype=np.int64)),
         "length": pa.array(lengths),
@@ -139,6 +149,22 @@ def rate_part(rater: "Rater", part: "list[Document]", path: str, *, first_index:
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table
+
+
+def _by_documents(advance: "Callable[[int], None]", num_documents: int, num_tokens: int) -> "Callable[[int], None]":
+    """Turns finished tokens into finished documents of a part: its batches mix windows of many documents."""
+    done_tokens = done_documents = 0
+    if not num_tokens:
+        advance(num_documents)
+
+    def on_tokens(amount: int) -> None:
+        nonlocal done_tokens, done_documents
+        done_tokens += amount
+        now = num_documents * done_tokens // num_tokens
+        advance(now - done_documents)
+        done_documents = now
+
+    return on_tokens
 
 
 def _refuse_clashes(names: Sequence[str], criteria: Sequence[str]) -> None:

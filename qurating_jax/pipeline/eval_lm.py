@@ -14,7 +14,7 @@ from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.stage import StageConfig, open_run, require
 
-_DOCUMENTS_PER_CALL = 2048
+_DOCUMENTS_PER_CALL = 512
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def main(config: Config) -> dict[str, Any]:
             source = documents.read_documents(
                 files, text_field=config.text_field, id_field=config.id_field, rejects=rejects
             )
-            result = _evaluate(config, directory, islice(source, config.max_documents))
+            result = _evaluate(config, directory, islice(source, config.max_documents), _total(config, files))
         storage.write_json(run.path("eval.json"), result)
         for name, row in {**result["domains"], "all": result["all"]}.items():
             log.info("eval-lm: %-24s perplexity %8.2f, %.4f bits/byte", name, row["perplexity"], row["bits_per_byte"])
@@ -73,7 +73,14 @@ def main(config: Config) -> dict[str, Any]:
         return counts
 
 
-def _evaluate(config: Config, directory: str, source: Any) -> dict[str, Any]:
+def _total(config: Config, files: list[str]) -> int | None:
+    from qurating_jax.data.document_counts import count_documents
+
+    total = count_documents(files)
+    return total if total is None or config.max_documents is None else min(total, config.max_documents)
+
+
+def _evaluate(config: Config, directory: str, source: Any, total: int | None) -> dict[str, Any]:
     from qurating_jax.data.documents import get_field
     from qurating_jax.data.tokenizer import load_tokenizer
     from qurating_jax.parallel.mesh import make_mesh
@@ -89,10 +96,10 @@ def _evaluate(config: Config, directory: str, source: Any) -> dict[str, Any]:
         batch_tokens=config.batch_tokens,
     )
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    with progress("eval-lm", None, "tokens") as advance:
+    with progress("eval-lm", total, "documents") as advance:
         while batch := list(islice(source, _DOCUMENTS_PER_CALL)):
             tokens = tokenizer.encode([document.text for document in batch])
-            nats, predicted = model.negative_log_likelihoods(tokens, advance)
+            nats, predicted = model.negative_log_likelihoods(tokens)
             for number, document in enumerate(batch):
                 domain = get_field(document.row, config.domain_field)
                 for name in (str(domain) if domain is not None else "unknown", "all"):
@@ -100,6 +107,7 @@ def _evaluate(config: Config, directory: str, source: Any) -> dict[str, Any]:
                     sums[name]["num_tokens"] += int(predicted[number])
                     sums[name]["num_bytes"] += _predicted_bytes(document.text, tokens[number], tokenizer)
                     sums[name]["nats"] += float(nats[number])
+            advance(len(batch))
     if not sums or not sums["all"]["num_tokens"]:
         raise UserError("no document of two tokens or more in the input; there is nothing to predict")
     rows = {name: _row(values) for name, values in sorted(sums.items()) if values["num_tokens"]}

@@ -42,6 +42,7 @@ class Config(StageConfig):
 def main(config: Config) -> dict[str, Any]:
     """Writes `tokens/`, `rows.parquet` (which document stands where) and `tokenizer/`."""
     from qurating_jax.data import documents
+    from qurating_jax.data.document_counts import count_documents
     from qurating_jax.data.tokenizer import load_tokenizer
 
     require(config, "input", "tokenizer")
@@ -61,7 +62,9 @@ def main(config: Config) -> dict[str, Any]:
             source = documents.read_documents(
                 files, text_field=config.text_field, id_field=config.id_field, rejects=rejects
             )
-            counts = _write(config, tokenizer, source, run.path("tokens"), run.path("rows.parquet"))
+            counts = _write(
+                config, tokenizer, source, count_documents(files), run.path("tokens"), run.path("rows.parquet")
+            )
         tokenizer.save(run.path("tokenizer"))
         counts |= {
             "rejected": rejects.count,
@@ -75,7 +78,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _write(
-    config: Config, tokenizer: "TextTokenizer", source: "Iterator[Document]", directory: str, index_path: str
+    config: Config,
+    tokenizer: "TextTokenizer",
+    source: "Iterator[Document]",
+    total: int | None,
+    directory: str,
+    index_path: str,
 ) -> dict[str, Any]:
     """Packs and writes everything. Token accounting: kept = document tokens + one EOS each; padding is the rest."""
     import pyarrow as pa
@@ -86,7 +94,7 @@ def _write(
 
     counts = {"documents": 0, "document_tokens": 0, "empty": 0}
     columns: dict[str, list[Any]] = {"row": [], "id": [], "start": [], "num_tokens": [], "offset": []}
-    with progress("tokenize", None, "documents") as advance:
+    with progress("tokenize", total, "documents") as advance:
 
         def encoded() -> "Iterator[tuple[str, np.ndarray]]":
             while batch := list(islice(source, _ENCODE_DOCUMENTS)):
