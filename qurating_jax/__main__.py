@@ -4,6 +4,7 @@ The table below is all that `qurating --help` needs; a stage's module, and with 
 """
 
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from qurating_jax import __version__
-from qurating_jax.runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, UsageError, UserError
+from qurating_jax.runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, Incomplete, UsageError, UserError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,20 @@ class Stage:
 STAGES = {
     "corpus": Stage("corpus", "documents of this machine's Python installation, to try everything on"),
     "train-tokenizer": Stage("train_tokenizer", "a byte-level BPE tokenizer from documents"),
+    "criteria list": Stage("criteria.listing", "the quality criteria that ship, and files of your own"),
+    "criteria show": Stage("criteria.show", "a criterion and the prompts that a judge gets"),
+    "criteria check": Stage("criteria.check", "are these criterion files sound?"),
     "judge run": Stage("judge", "documents -> pairwise judgments on quality criteria"),
+    "judge status": Stage("judging.status", "how far a run of judgments is, what it cost, what failed"),
+    "judge failures": Stage("judging.failures", "the requests of a run that have no verdict, and why"),
+    "judge reparse": Stage("judging.reparse", "read the stored answers again; costs no request"),
+    "judge merge": Stage("judging.merge", "answers of several runs -> one store"),
+    "judge export": Stage("judging.export", "a run's verdicts -> Parquet, also while it is unfinished"),
+    "judge report": Stage("judging.report", "is the judge sound? bias, consistency, agreement, canaries"),
+    "judge batch submit": Stage("judging.batch_submit", "open requests -> the endpoint's batch API"),
+    "judge batch status": Stage("judging.batch_status", "how far the batches of a run are"),
+    "judge batch collect": Stage("judging.batch_collect", "finished batches -> answers in the run"),
+    "judge mock-server": Stage("judging.mock_server", "a rehearsal endpoint on this machine with a known judge"),
     "train-rater": Stage("train_rater", "judgments -> rater (Bradley-Terry)"),
     "eval-rater": Stage("eval_rater", "rater + judgments -> held-out accuracy beside simple formulas"),
     "annotate": Stage("annotate", "documents + rater -> ratings per 512-token window and document"),
@@ -79,14 +93,18 @@ def usage() -> str:
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
-    for words in (2, 1):
+    for words in (3, 2, 1):
         name = " ".join(argv[:words])
         if len(argv) >= words and name in STAGES:
             return name, argv[words:]
+    given = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), argv[:3])) or argv[0]
     longer = [name for name in STAGES if name.startswith(argv[0] + " ")]
-    close = longer or get_close_matches(argv[0], STAGES, n=1)
+    close = get_close_matches(given, STAGES, n=1, cutoff=0.75)
+    if longer and not close:
+        raise UsageError(f"no stage `{given}`; there are {', '.join(f'`{name}`' for name in longer)}")
+    close = close or get_close_matches(argv[0], STAGES, n=1)
     hint = f"did you mean `qurating {close[0]}`?" if close else "`qurating --help` lists the stages"
-    raise UsageError(f"no stage `{argv[0]}`; {hint}")
+    raise UsageError(f"no stage `{given}`; {hint}")
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -96,9 +114,15 @@ def _run(name: str, argv: list[str]) -> int:
     module = importlib.import_module(f"qurating_jax.pipeline.{STAGES[name].module}")
     config = configs.parse(module.Config, argv, prog=f"qurating {name}", description=module.__doc__ or "")
     logs.setup()
-    counts = module.main(config)
-    if config.json:
-        print(json.dumps(counts, sort_keys=True))
+    counts = None
+    try:
+        counts = module.main(config)
+    except Incomplete as error:
+        counts = error.counts
+        raise
+    finally:
+        if config.json and counts is not None:
+            print(json.dumps(counts, sort_keys=True), flush=True)
     return EXIT_OK
 
 

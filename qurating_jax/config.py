@@ -20,9 +20,10 @@ import yaml
 from qurating_jax.runtime.errors import UsageError
 
 T = TypeVar("T")
+_POSITIONAL = "positional "  # no option has a space in its name
 
 
-def option(default: T, help: str, *, runtime: bool = False) -> T:
+def option(default: T, help: str, *, runtime: bool = False, positional: bool = False) -> T:
     """Declares a config field with its default and help text.
 
     Args:
@@ -30,8 +31,9 @@ def option(default: T, help: str, *, runtime: bool = False) -> T:
         help: one line for `--help`.
         runtime: True where the value cannot change a stage's result (progress, worker counts), so that a run may be
             resumed under another value.
+        positional: True for the one option of a command that bare words fill as well (`judge status runs/judge`).
     """
-    return dataclasses.field(default=default, metadata={"help": help, "runtime": runtime})
+    return dataclasses.field(default=default, metadata={"help": help, "runtime": runtime, "positional": positional})
 
 
 def parse(config_class: type[T], argv: Sequence[str], *, prog: str, description: str = "") -> T:
@@ -49,7 +51,8 @@ def parse(config_class: type[T], argv: Sequence[str], *, prog: str, description:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the options")
     _add_options(parser, config_class, prefix="")
-    given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
+    given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value not in (None, [])}
+    _take_positional(given, prog)
     path = given.pop("config", None)
     values = load_yaml(path) if path else {}
     for key, text in given.items():
@@ -151,6 +154,9 @@ def _add_options(parser: argparse.ArgumentParser, config_class: Any, *, prefix: 
         text = field.metadata.get("help", "").replace("%", "%%")
         shown = "" if default in (None, "", ()) else f" [{_show(default)}]"
         many = typing.get_origin(hint) is tuple
+        if field.metadata.get("positional"):
+            words: Any = "*" if many else "?"
+            parser.add_argument(f"{_POSITIONAL}{name}", metavar=name.upper(), nargs=words, help=f"the same as --{name}")
         parser.add_argument(
             f"--{name}",
             dest=name,
@@ -159,6 +165,15 @@ def _add_options(parser: argparse.ArgumentParser, config_class: Any, *, prefix: 
             const="true" if hint is bool else None,
             help=f"{text}{shown}",
         )
+
+
+def _take_positional(given: dict[str, Any], prog: str) -> None:
+    """Bare words (`_POSITIONAL NAME`) become the option of that name; both forms at once are an error."""
+    for key in [key for key in given if key.startswith(_POSITIONAL)]:
+        name = key.removeprefix(_POSITIONAL)
+        if name in given:
+            raise UsageError(f"{prog}: {given[key]!r} stands beside --{name}; give one of them")
+        given[name] = given.pop(key)
 
 
 def _show(default: Any) -> str:

@@ -30,6 +30,13 @@ class StageConfig:
     json: bool = option(False, "print the counts as one JSON line at the end of stdout", runtime=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Options of every command that answers a question or serves, and makes no output directory of its own."""
+
+    json: bool = option(False, "print the answer as one JSON line at the end of stdout", runtime=True)
+
+
 @contextlib.contextmanager
 def open_run(
     config: StageConfig, stage: str, inputs: Mapping[str, Any], *, distributed: Distributed | None = None

@@ -5,15 +5,17 @@ A row is a group of k texts: `texts` (k strings) and, per criterion, `{criterion
 (REFERENCE step 1). The sentinel -100 does not leave this file: inside, a missing entry is False in `valid`.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from qurating_jax.data import documents
@@ -21,12 +23,13 @@ from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 
 FILE = "judgments.parquet"
-VERDICTS = "verdicts.parquet"
+CHUNK = 4096  # groups that a writer gives at once
 UNKNOWN_DOMAIN = "unknown"
 
 _MISSING = -100.0
 _AVERAGE = "_average"
 _ROUNDING = 1e-5  # averages of float32 votes may leave [0, 1] by this much
+_ROW_GROUP_CHARACTERS = 1 << 28  # at most four bytes each: under the 2 GiB that a column of strings can hold
 
 log = logging.getLogger(__name__)
 
@@ -121,56 +124,42 @@ def read_judgments(patterns: Sequence[str], criteria: Sequence[str] | None = Non
     return from_averages(texts, ids, domains, criteria or (), np.concatenate(averages))
 
 
-def write_judgments(path: str, judgments: Judgments, *, votes_a: ArrayLike, votes_b: ArrayLike) -> None:
-    """Writes one Parquet file of the published schema, atomically.
+def write_judgments(path: str, chunks: Iterable[tuple[Judgments, ArrayLike, ArrayLike]]) -> None:
+    """Writes one Parquet file of the published schema as its chunks come, atomically.
+
+    A chunk becomes a row group (several where its texts are very long), so the bytes depend on how the caller cuts:
+    `CHUNK` groups are the custom.
 
     Args:
         path: where to.
-        judgments: the groups.
-        votes_a: [n, k, k, C], share of votes for j where j was shown first; NaN = missing.
-        votes_b: the same where j was shown second.
+        chunks: judgments on the same criteria with votes_a and votes_b [n, k, k, C], the share of votes for j where j
+            was shown first, and second; NaN = missing.
+
+    Raises:
+        ValueError: no chunks, or chunks of different criteria or group sizes.
     """
-    n, k = len(judgments), judgments.group_size
-    average = np.where(judgments.valid, judgments.probabilities, np.nan)
-    columns = {"texts": pa.array(judgments.texts, pa.list_(pa.string()))}
-    for position, criterion in enumerate(judgments.criteria):
-        for name, values in (("average", average), ("votes_a", votes_a), ("votes_b", votes_b)):
-            one = np.asarray(values, dtype=np.float32)[..., position]
-            flat = pa.array(np.where(np.isnan(one), np.float32(_MISSING), one).reshape(-1))
-            rows = pa.ListArray.from_arrays(np.arange(0, n * k * k + 1, k, dtype=np.int32), flat)
-            columns[f"{criterion}_{name}"] = pa.ListArray.from_arrays(np.arange(0, n * k + 1, k, dtype=np.int32), rows)
-    columns["ids"] = pa.array(judgments.ids, pa.list_(pa.string()))
-    columns["domains"] = pa.array(judgments.domains, pa.list_(pa.string()))
-    documents.write_table(path, pa.table(columns))
-
-
-def write_verdicts(
-    path: str, ids: Sequence[tuple[str, ...]], criteria: Sequence[str], p_second: NDArray[np.float64], judge: str
-) -> None:
-    """Writes one row per verdict, by group, criterion and order, atomically.
-
-    Columns: `group` (row in the judgments), `criterion`, `first_id`, `second_id` (as shown), `p_second` (probability
-    that the second is preferred), `judge`.
-
-    Args:
-        path: where to.
-        ids: document ids of the n groups of k.
-        criteria: C names.
-        p_second: [n, k, k, C], [g, i, j, c]: i shown first, j second; NaN = no verdict.
-        judge: name of who judged.
-    """
-    by_criterion = np.moveaxis(p_second, -1, 1)
-    index = np.nonzero(~np.isnan(by_criterion))
-    group, criterion, first, second = (axis.tolist() for axis in index)
-    columns = {
-        "group": pa.array(group, pa.int64()),
-        "criterion": pa.array([criteria[c] for c in criterion], pa.string()),
-        "first_id": pa.array([ids[g][i] for g, i in zip(group, first, strict=True)], pa.string()),
-        "second_id": pa.array([ids[g][j] for g, j in zip(group, second, strict=True)], pa.string()),
-        "p_second": pa.array(by_criterion[index].astype(np.float32)),
-        "judge": pa.array([judge] * len(group), pa.string()),
-    }
-    documents.write_table(path, pa.table(columns))
+    first: Judgments | None = None
+    with contextlib.ExitStack() as stack:
+        for judgments, votes_a, votes_b in chunks:
+            if first is None:
+                first = judgments
+                stream = stack.enter_context(storage.atomic_write(path))
+                writer = stack.enter_context(
+                    pq.ParquetWriter(
+                        stream,
+                        _schema(judgments.criteria),
+                        compression="zstd",
+                        compression_level=3,
+                        write_page_checksum=True,
+                    )
+                )
+            if (judgments.criteria, judgments.group_size) != (first.criteria, first.group_size):
+                raise ValueError("chunks of one file have the same criteria and the same size of groups")
+            votes = [np.asarray(values, dtype=np.float32) for values in (votes_a, votes_b)]
+            for rows in _row_groups(judgments.texts):
+                writer.write_table(_table(judgments.take(rows), votes[0][rows], votes[1][rows]), row_group_size=CHUNK)
+        if first is None:
+            raise ValueError("no judgments to write")
 
 
 def split_disjoint(
@@ -225,6 +214,38 @@ def refuse_overlap(train: Judgments, validation: Judgments) -> None:
 def text_id(text: str) -> str:
     """The id of a text that came without one: a hash of it."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _schema(criteria: Sequence[str]) -> pa.Schema:
+    texts, matrix = pa.list_(pa.string()), pa.list_(pa.list_(pa.float32()))
+    matrices = [(f"{criterion}_{name}", matrix) for criterion in criteria for name in ("average", "votes_a", "votes_b")]
+    return pa.schema([("texts", texts), *matrices, ("ids", texts), ("domains", texts)])
+
+
+def _row_groups(texts: Sequence[tuple[str, ...]]) -> Iterator[NDArray[np.int64]]:
+    """Stretches of rows of at most `_ROW_GROUP_CHARACTERS` in their texts; a longer row is alone."""
+    total = np.cumsum([sum(map(len, group)) for group in texts])
+    start = 0
+    while start < len(texts):
+        before = int(total[start - 1]) if start else 0
+        end = max(int(np.searchsorted(total, before + _ROW_GROUP_CHARACTERS, side="right")), start + 1)
+        yield np.arange(start, end)
+        start = end
+
+
+def _table(judgments: Judgments, votes_a: NDArray[np.float32], votes_b: NDArray[np.float32]) -> pa.Table:
+    n, k = len(judgments), judgments.group_size
+    schema = _schema(judgments.criteria)
+    average = np.where(judgments.valid, judgments.probabilities, np.float32(np.nan))
+    columns = [pa.array(judgments.texts, schema.field("texts").type)]
+    for position in range(len(judgments.criteria)):
+        for values in (average, votes_a, votes_b):
+            one = values[..., position]
+            flat = pa.array(np.where(np.isnan(one), np.float32(_MISSING), one).reshape(-1))
+            rows = pa.ListArray.from_arrays(np.arange(0, n * k * k + 1, k, dtype=np.int32), flat)
+            columns.append(pa.ListArray.from_arrays(np.arange(0, n * k + 1, k, dtype=np.int32), rows))
+    columns += [pa.array(values, pa.list_(pa.string())) for values in (judgments.ids, judgments.domains)]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _components(judgments: Judgments) -> list[list[int]]:

@@ -3,25 +3,25 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from qurating_jax.data.documents import Document, get_field
-from qurating_jax.judges.excerpts import count_tokens
+from qurating_jax.judges.excerpts import batches, count_tokens
 from qurating_jax.runtime.errors import UserError
-
-_ENCODE_TEXTS = 256
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Documents that can be judged: `domains` and, where a score field was named, `scores` by document id.
+    """Documents that can be judged: `domains`, `num_tokens` and, where a field was named, `scores` by document id.
+
+    `num_tokens` is 0 where there is no tokenizer.
 
     `counts` says what became of all documents: num_documents, num_repeated_ids (all but the first of an id are left
     out), num_too_short, num_unscored (no score, or none that is finite), num_eligible.
     """
 
     domains: dict[str, str] = field(default_factory=dict)
+    num_tokens: dict[str, int] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -44,20 +44,20 @@ def survey(
     found = Candidates()
     counts = dict.fromkeys(("num_documents", "num_repeated_ids", "num_too_short", "num_unscored"), 0)
     seen: set[str] = set()
-    source = iter(documents)
-    while batch := list(islice(source, _ENCODE_TEXTS)):
-        for document, long_enough in zip(batch, _long_enough(batch, tokenizer, tokens_min), strict=True):
+    for batch in batches(documents):
+        for document, num_tokens in zip(batch, _num_tokens(batch, tokenizer), strict=True):
             counts["num_documents"] += 1
             score = _score(document, score_field) if score_field else 0.0
             if document.id in seen:
                 counts["num_repeated_ids"] += 1
-            elif not long_enough:
+            elif num_tokens < tokens_min if tokenizer is not None else not document.text.strip():
                 counts["num_too_short"] += 1
             elif score is None:
                 counts["num_unscored"] += 1
             else:
                 domain = get_field(document.row, domain_field)
                 found.domains[document.id] = "unknown" if domain is None else str(domain)
+                found.num_tokens[document.id] = num_tokens
                 if score_field:
                     found.scores[document.id] = score
             seen.add(document.id)
@@ -65,10 +65,10 @@ def survey(
     return found
 
 
-def _long_enough(batch: Sequence[Document], tokenizer: Any | None, tokens_min: int) -> list[bool]:
+def _num_tokens(batch: Sequence[Document], tokenizer: Any | None) -> list[int]:
     if tokenizer is None:
-        return [bool(document.text.strip()) for document in batch]
-    return [count >= tokens_min for count in count_tokens(tokenizer, [document.text for document in batch])]
+        return [0] * len(batch)
+    return count_tokens(tokenizer, [document.text for document in batch])
 
 
 def _score(document: Document, score_field: str) -> float | None:

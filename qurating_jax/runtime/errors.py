@@ -1,5 +1,7 @@
 """Errors that are meant for the user: one line that says what is wrong, where, and what to do."""
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -24,3 +26,23 @@ class Interrupted(UserError):
     """Stopped by a signal after the state was saved; the same command resumes (exit 130)."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class Incomplete(UserError):
+    """A stage that has saved its work and lacks some of it; `counts` say how much is there (`--json` prints them)."""
+
+    def __init__(self, message: str, counts: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
+class Unresolved(Incomplete):
+    """Everything was tried, and some items have no result (exit 3)."""
+
+    exit_code = EXIT_UNRESOLVED
+
+
+class LimitReached(Incomplete):
+    """Stopped at a limit that the user set; the same command with a higher one resumes (exit 4)."""
+
+    exit_code = EXIT_LIMIT

@@ -110,6 +110,11 @@ def finish(run: Run, counts: Mapping[str, Any]) -> None:
     storage.write_json(run.path(MANIFEST), document)
 
 
+def reopen(directory: str) -> None:
+    """Takes the manifest of a finished run away: what it was made of has changed, its command finishes it again."""
+    storage.remove_tree(storage.join(directory, MANIFEST))
+
+
 def read(directory: str, *, stages: Sequence[str] = ()) -> dict[str, Any]:
     """The manifest of a finished artifact.
 

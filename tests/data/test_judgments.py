@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qurating_jax.data import judgments as jd
+from qurating_jax.data import verdicts
 from qurating_jax.runtime.errors import UserError
 
 
@@ -167,7 +168,7 @@ def test_round_trip_in_the_published_schema(tmp_path):
     judgments = jd.from_averages([("a", "b"), ("c", "d")], ids, [("web", "web"), ("web", "code")], ["q"], averages)
     votes_b = averages + 0.125
     path = str(tmp_path / "out" / "judgments.parquet")
-    jd.write_judgments(path, judgments, votes_a=averages - 0.125, votes_b=votes_b)
+    jd.write_judgments(path, [(judgments, averages - 0.125, votes_b)])
     table = pq.read_table(path)
     assert table.column_names == ["texts", "q_average", "q_votes_a", "q_votes_b", "ids", "domains"]
     assert table["q_average"].to_pylist() == [[[-100, 0.75], [0.25, -100]], [[-100, -100], [-100, -100]]]
@@ -181,22 +182,146 @@ def test_round_trip_in_the_published_schema(tmp_path):
     np.testing.assert_array_equal(again.valid, judgments.valid)
 
 
-def test_verdicts_are_one_row_each(tmp_path):
-    p = np.array([[[np.nan, 0.9], [0.25, np.nan]], [[np.nan, 0.5], [np.nan, np.nan]]])[..., None]
-    jd.write_verdicts(str(tmp_path / "v.parquet"), [("a", "b"), ("c", "d")], ["q"], p, "somebody")
-    assert pq.read_table(tmp_path / "v.parquet").to_pylist() == [
-        {"group": g, "criterion": "q", "first_id": a, "second_id": b, "p_second": np.float32(v), "judge": "somebody"}
-        for g, a, b, v in [(0, "a", "b", 0.9), (0, "b", "a", 0.25), (1, "c", "d", 0.5)]
-    ]
+def numbered(n, k=2, criteria=("q", "r"), start=0):
+    """A chunk of n groups from number `start` on: judgments, votes_a, votes_b, some of them missing."""
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 100, k, k, len(criteria))).round(3)
+    values[rng.random(values.shape) < 0.2] = np.nan
+    averages, votes_a, votes_b = values[:, start : start + n]
+    names = [tuple(f"{g}.{i}" for i in range(k)) for g in range(start, start + n)]
+    texts = [tuple(f"text {name}" for name in group) for group in names]
+    return jd.from_averages(texts, names, [("web",) * k] * n, criteria, averages), votes_a, votes_b
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(2, 3))
+def test_chunks_are_row_groups_of_one_file(tmp_path_factory, lengths, k):
+    folder = tmp_path_factory.mktemp("judgments")
+    starts = [0, *itertools.accumulate(lengths)]
+    chunks = [numbered(end - start, k, start=start) for start, end in itertools.pairwise(starts)]
+    jd.write_judgments(str(folder / "many.parquet"), iter(chunks))
+    jd.write_judgments(str(folder / "one.parquet"), [numbered(starts[-1], k)])
+    metadata = pq.read_metadata(folder / "many.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == lengths
+    many = pq.read_table(folder / "many.parquet")
+    assert many.equals(pq.read_table(folder / "one.parquet"))
+    judgments, votes_a, votes_b = numbered(starts[-1], k)
+    again = jd.read_judgments([str(folder / "many.parquet")])
+    np.testing.assert_array_equal(again.probabilities, judgments.probabilities)
+    np.testing.assert_array_equal(again.valid, judgments.valid)
+    for name, votes in (("votes_a", votes_a), ("votes_b", votes_b)):
+        for position, criterion in enumerate(("q", "r")):
+            found = np.array(many[f"{criterion}_{name}"].to_pylist())
+            expected = np.nan_to_num(votes[..., position], nan=-100).astype(np.float32)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_very_long_texts_get_row_groups_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(jd, "_ROW_GROUP_CHARACTERS", 100)
+    chunk = numbered(40)
+    judgments = chunk[0]
+    judgments.texts[7] = ("x" * 300, "y")
+    jd.write_judgments(str(tmp_path / "a.parquet"), [chunk])
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    stretches = [judgments.texts[end - n : end] for n, end in zip(rows, itertools.accumulate(rows), strict=True)]
+    assert sum(rows) == 40
+    assert all(len(part) == 1 or sum(map(len, itertools.chain(*part))) <= 100 for part in stretches)
+    assert [("x" * 300, "y")] in stretches
+    assert jd.read_judgments([str(tmp_path / "a.parquet")]).texts == judgments.texts
+
+
+def test_chunks_that_do_not_belong_together_are_refused(tmp_path):
+    for other in (numbered(2, criteria=("q",)), numbered(2, k=3)):
+        with pytest.raises(ValueError, match="same criteria and the same size"):
+            jd.write_judgments(str(tmp_path / "a.parquet"), [numbered(2), other])
+    with pytest.raises(ValueError, match="no judgments"):
+        jd.write_judgments(str(tmp_path / "a.parquet"), [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stage_output_is_its_judgments_not_its_verdicts(tmp_path):
-    averages = np.full((1, 2, 2, 1), 0.7)
-    judgments = jd.from_averages([("a", "b")], [("1", "2")], [("x", "x")], ["q"], averages)
-    jd.write_judgments(str(tmp_path / jd.FILE), judgments, votes_a=averages, votes_b=averages)
-    jd.write_verdicts(str(tmp_path / jd.VERDICTS), [("1", "2")], ["q"], averages, "somebody")
+    jd.write_judgments(str(tmp_path / jd.FILE), [numbered(1)])
+    verdicts.write_verdicts(str(tmp_path / verdicts.FILE), [])
     assert jd.find_judgments([str(tmp_path)]) == [str(tmp_path / jd.FILE)]
     assert len(jd.read_judgments([str(tmp_path)])) == 1
+
+
+# ---- what the `datasets` library writes and reads
+
+
+def published(n=12, k=2):
+    """Rows as published: lists of floats with -100, no ids or domains."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(n):
+        average = np.full((k, k), -100.0)
+        if number % 4:  # each fourth group got no votes
+            upper = np.triu_indices(k, 1)
+            average[upper] = rng.integers(0, 41, len(upper[0])) / 40
+            average.T[upper] = 1 - average[upper]
+        matrix = average.tolist()
+        rows.append({"texts": [f"text {number}.{i}" for i in range(k)]} | {
+            f"{criterion}_{name}": matrix
+            for criterion in ("writing_style", "facts_and_trivia")
+            for name in ("average", "votes_a", "votes_b")
+        })  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("layout", ["saved", "saved shards", "saved splits", "hub", "hub splits"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_published_layout_is_read_from_every_kind_of_folder(tmp_path, layout, k):
+    datasets = pytest.importorskip("datasets")
+    rows = published(k=k)
+    dataset = datasets.Dataset.from_list(rows)
+    if layout == "saved":
+        dataset.save_to_disk(tmp_path / "d")
+    elif layout == "saved shards":
+        dataset.save_to_disk(tmp_path / "d", num_shards=3)
+    elif layout == "saved splits":
+        splits = {"train": dataset.select(range(8)), "validation": dataset.select(range(8, 12))}
+        datasets.DatasetDict(splits).save_to_disk(tmp_path / "d")
+    elif layout == "hub":
+        (tmp_path / "d" / "data").mkdir(parents=True)
+        (tmp_path / "d" / "README.md").write_text("a card")
+        dataset.to_parquet(tmp_path / "d" / "data" / "train-00000-of-00001.parquet")
+    else:
+        (tmp_path / "d" / "data").mkdir(parents=True)
+        dataset.select(range(8)).to_parquet(tmp_path / "d" / "data" / "train-00000-of-00001.parquet")
+        dataset.select(range(8, 12)).to_parquet(tmp_path / "d" / "data" / "validation-00000-of-00001.parquet")
+    found = jd.read_judgments([str(tmp_path / "d")])
+    assert found.criteria == ("writing_style", "facts_and_trivia")
+    assert found.texts == [tuple(row["texts"]) for row in rows]
+    expected = np.array([row["facts_and_trivia_average"] for row in rows])
+    np.testing.assert_array_equal(found.valid[..., 1], expected != -100)
+    np.testing.assert_array_equal(found.probabilities[..., 1][found.valid[..., 1]], expected[expected != -100])
+    assert found.ids[0] == tuple(jd.text_id(text) for text in rows[0]["texts"])
+
+
+def test_one_split_of_a_folder_of_splits_by_its_own_name(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list(published())
+    datasets.DatasetDict({"train": dataset.select(range(8)), "test": dataset.select(range(8, 12))}).save_to_disk(
+        tmp_path
+    )
+    assert len(jd.read_judgments([str(tmp_path / "test")])) == 4
+
+
+def test_the_datasets_library_loads_what_we_write(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    jd.write_judgments(str(tmp_path / jd.FILE), [numbered(5), numbered(3, start=5)])
+    found = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / jd.FILE), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert found.column_names == [
+        "texts", "q_average", "q_votes_a", "q_votes_b", "r_average", "r_votes_a", "r_votes_b", "ids", "domains",
+    ]  # fmt: skip
+    assert found.to_list() == pq.read_table(tmp_path / jd.FILE).to_pylist()
+    found.save_to_disk(tmp_path / "saved")
+    again, ours = jd.read_judgments([str(tmp_path / "saved")]), jd.read_judgments([str(tmp_path / jd.FILE)])
+    assert (again.texts, again.ids, again.domains) == (ours.texts, ours.ids, ours.domains)
+    np.testing.assert_array_equal(again.probabilities, ours.probabilities)
 
 
 def test_take_keeps_groups_together():

@@ -34,6 +34,7 @@ def test_every_document_is_a_candidate_or_counted(by_word):
     )
     assert found.domains == {"a": "web", "e": "unknown"}
     assert found.scores == {"a": 1.0, "e": -2.5}
+    assert found.num_tokens == {"a": 3, "e": 3}
     assert found.counts == {
         "num_documents": 6, "num_repeated_ids": 1, "num_too_short": 1, "num_unscored": 2, "num_eligible": 2,
     }  # fmt: skip
@@ -42,6 +43,7 @@ def test_every_document_is_a_candidate_or_counted(by_word):
 def test_whole_documents_need_text_only():
     found = survey([document("a", "x"), document("b", " \n")], tokenizer=None, tokens_min=9, domain_field="domain")
     assert list(found.domains) == ["a"]
+    assert found.num_tokens == {"a": 0}
     assert found.counts["num_too_short"] == 1
     assert not found.scores
 
@@ -50,6 +52,7 @@ def test_more_documents_than_a_batch(by_word):
     many = [document(f"d{i}", "w " * (i % 5)) for i in range(700)]
     found = survey(iter(many), tokenizer=by_word, tokens_min=2, domain_field="domain")
     assert set(found.domains) == {f"d{i}" for i in range(700) if i % 5 >= 2}
+    assert found.num_tokens == {f"d{i}": i % 5 for i in range(700) if i % 5 >= 2}
 
 
 @pytest.mark.parametrize("score", ["3", True, [1.0]])

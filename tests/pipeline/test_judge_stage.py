@@ -11,6 +11,7 @@ import pytest
 from qurating_jax import config as configs
 from qurating_jax.__main__ import main
 from qurating_jax.data import judgments as jd
+from qurating_jax.data import verdicts
 from qurating_jax.data.tokenizer import load_tokenizer, train_byte_level_bpe
 from qurating_jax.pipeline import judge
 from qurating_jax.runtime.errors import UsageError, UserError
@@ -64,7 +65,7 @@ def files(directory):
 
 
 def test_judgments_and_verdicts_agree(settings):
-    counts = judge.main(judge.Config(**settings, num_pairs=30, within_domain=0.5))
+    counts = judge.main(judge.Config(**settings, num_pairs=30))
     judgments = jd.read_judgments([settings["output"]])
     assert len(judgments) == counts["num_groups"] == 30
     assert judgments.criteria == ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
@@ -197,7 +198,7 @@ def test_an_interrupted_run_leaves_no_artifact_and_resumes(settings, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jd, "write_verdicts", stop)
+        patch.setattr(verdicts, "write_verdicts", stop)
         with pytest.raises(KeyboardInterrupt):
             judge.main(judge.Config(**settings, num_pairs=5))
     assert not Path(settings["output"], "manifest.json").exists()
@@ -209,7 +210,7 @@ def test_an_interrupted_run_leaves_no_artifact_and_resumes(settings, monkeypatch
 def test_too_few_documents_and_too_many_pairs_say_what_to_do(settings):
     with pytest.raises(UserError, match=r"num_too_short 40.*lower tokens_min"):
         judge.main(judge.Config(**(settings | {"tokens_min": 5000, "tokens_max": 6000})))
-    with pytest.raises(UserError, match=r"--num_pairs: 800 groups .* at most 780 "):
+    with pytest.raises(UserError, match=r"--design random: 800 groups .* at most 780 "):
         judge.main(judge.Config(**settings, num_pairs=800, overwrite=True))
 
 
@@ -224,7 +225,13 @@ def test_too_few_documents_and_too_many_pairs_say_what_to_do(settings):
         ([*COLUMN, "--judge.criterion", "Bad Name"], "judge.criterion"),
         ([*COLUMN, "--criteria", "writing_style"], "leave `criteria` out"),
         (["--judge.temperature", "0"], "judge.temperature"),
-        (["--judge.kind", "openai"], "openai"),
+        (["--judge.kind", "openai"], "judge.model"),
+        (["--judge.kind", "openai", "--judge.model", "m", "--judge.base_url", "ftp://x"], "no endpoint like"),
+        (["--judge.kind", "openai", "--judge.model", "m", "--judge.key_env", "sk-12345678"], "NAME of an environment"),
+        (["--judge.kind", "openai", "--judge.model", "m", "--judge.constrain", "logit_bias"], "judge.tokenizer"),
+        (["--num_canaries", "3"], "for language models"),
+        (["--shard", "4/4"], "not i/n"),
+        (["--degree", "0"], "degree >= 1"),
     ],
 )
 def test_bad_options_are_usage_errors(words, message):

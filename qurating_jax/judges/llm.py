@@ -1,0 +1,373 @@
+"""Language models judge a planned store: probe the endpoints, write down every question, ask what is open."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qurating_jax.data.tokenizer import load_tokenizer
+from qurating_jax.judges import canaries, transfer
+from qurating_jax.judges.asking import (
+    Asking,
+    Final,
+    Judge,
+    Stop,
+    Transient,
+    retries,
+)
+from qurating_jax.judges.client import Client, Exchange
+from qurating_jax.judges.criteria import Criterion, Layout
+from qurating_jax.judges.limits import Limiter, Stopped
+from qurating_jax.judges.options import JudgeConfig, identity_of, shard_of
+from qurating_jax.judges.probe import probe
+from qurating_jax.judges.replies import Reply
+from qurating_jax.judges.requests import Question, Requests, Sending, as_json
+from qurating_jax.judges.spending import Spending
+from qurating_jax.judges.store import FAILED, PENDING, Store, Task
+from qurating_jax.judges.writer import Writer
+from qurating_jax.runtime.errors import Interrupted, LimitReached, UserError
+from qurating_jax.runtime.progress import progress
+
+PROBE_ATTEMPTS = 4
+PROBE_QUESTIONS = 8  # the first texts may be such that the endpoint refuses them
+_PLAN_ROWS = 4096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked, of whom: the part of the options that language models need."""
+
+    judges: Sequence[JudgeConfig]
+    criteria: Sequence[Criterion]
+    mode: str
+    layout: Layout
+    shard: str = "0/1"
+    max_cost: float = 0.0
+    max_requests: int = 0
+    retry_failed: bool = True
+
+
+def judge_store(store: Store, asked: Asked, *, previous: str = "") -> Stop | None:
+    """Asks everything that is open in a planned store.
+
+    Args:
+        store: with units and excerpts.
+        asked: what to ask.
+        previous: a store whose answers to the same requests are taken over.
+
+    Returns:
+        None where nothing is open any more; why it stopped where that was a signal or a limit.
+
+    Raises:
+        UserError: an endpoint cannot be used, or will not answer any more. What was answered is stored.
+    """
+    sendings = prepare(store, asked, previous=previous)
+    if asked.retry_failed:
+        with store.transaction():
+            if count := store.retry([FAILED]):
+                log.info("judge: %d requests that failed before are asked again", count)
+    left = store.num_requests()
+    if not any(state == PENDING for _, state in left):
+        log.info("judge: every request is answered")
+        return None
+    stopped = asyncio.run(_ask_all(store, asked, sendings))
+    if stopped is not None and stopped.kind == "failed":
+        raise UserError(f"{stopped.message}; what was answered is kept, the same command resumes")
+    return stopped
+
+
+def raise_stop(stopped: Stop, counts: dict[str, Any]) -> None:
+    """The error of a run that was stopped early; its command resumes it."""
+    left = f"{counts.get('num_open', 0):,} requests are open"
+    if stopped.kind == "interrupted":
+        raise Interrupted(f"interrupted; {left}, the same command resumes")
+    raise LimitReached(f"{stopped.message}; {left}, the same command with a higher limit resumes", counts)
+
+
+def prepare(store: Store, asked: Asked, *, previous: str = "") -> list[Sending]:
+    """Makes sure that it is known what each endpoint accepts, and that every question stands in the store."""
+    old = Store(previous, lock=False) if previous else None
+    with contextlib.ExitStack() as stack:
+        if old is not None:
+            stack.enter_context(old)
+        for index, judge in enumerate(asked.judges):
+            _note_judge(store, index, judge, old)
+        store.put("num_judges", len(asked.judges))
+        if any(store.get(f"sending {index}") is None for index in range(len(asked.judges))):
+            asyncio.run(_probe_all(store, asked))
+    sendings = [Sending(**store.get(f"sending {index}")) for index in range(len(asked.judges))]
+    for index, (judge, sending) in enumerate(zip(asked.judges, sendings, strict=True)):
+        if store.get(f"planned {index}") is None:
+            _plan_tasks(store, asked, index, judge, sending)
+    if previous:
+        log.info("judge: %d answers of %s are taken over", transfer.take_over(store, previous), previous)
+    return sendings
+
+
+def _note_judge(store: Store, index: int, judge: JudgeConfig, old: Store | None) -> None:
+    """Writes down who judges, and what an earlier run found out about the same endpoint."""
+    if store.get(f"judge {index}") is not None:
+        return
+    identity = identity_of(judge)
+    with store.transaction():
+        store.put(f"judge {index}", {"title": judge.title, "identity": identity})
+        for number in range((old.get("num_judges") or 0) if old is not None else 0):
+            assert old is not None
+            known = old.get(f"judge {number}")
+            if known is not None and known["identity"] == identity and old.get(f"sending {number}") is not None:
+                store.put(f"sending {index}", old.get(f"sending {number}"))
+
+
+def _requests(judge: JudgeConfig, sending: Sending, asked: Asked) -> Requests:
+    return Requests(judge, sending, layout=asked.layout, label_tokens=_label_tokens(judge, asked))
+
+
+def _label_tokens(judge: JudgeConfig, asked: Asked) -> dict[str, int]:
+    """The token id of every label in the judge's own tokenizer.
+
+    Raises:
+        UserError: a label is several tokens there.
+    """
+    if judge.constrain != "logit_bias":
+        return {}
+    tokenizer = load_tokenizer(judge.tokenizer)
+    labels = {label for criterion in asked.criteria for label in _example(criterion, asked.mode).labels}
+    found = dict(zip(sorted(labels), tokenizer.encode(sorted(labels)), strict=True))
+    for label, tokens in found.items():
+        if len(tokens) != 1:
+            raise UserError(
+                f"judge {judge.title}: the label `{label}` is {len(tokens)} tokens of {judge.tokenizer}; logit_bias "
+                "needs single tokens, choose other labels or another judge.constrain"
+            )
+    return {label: int(tokens[0]) for label, tokens in found.items()}
+
+
+def _example(criterion: Criterion, mode: str) -> Question:
+    return Question(criterion, "", "" if mode == "pairwise" else None)
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+def question_of(criteria: Sequence[Criterion], task: Task) -> Question:
+    """The question of a task; the texts of a canary get their injected command here."""
+    criterion, texts = criteria[task.criterion], list(task.texts)
+    if task.injected is not None:
+        pairwise = len(texts) == 2
+        label = criterion.labels[task.injected] if pairwise else str(criterion.grades[1])
+        position = task.injected if pairwise else 0
+        texts[position] = canaries.inject(texts[position], task.variant, label=label)
+    return Question(criterion, texts[0], texts[1] if len(texts) == 2 else None, task.repeat)
+
+
+def _plan_tasks(store: Store, asked: Asked, index: int, judge: JudgeConfig, sending: Sending) -> None:
+    """Writes every question of a judge and its key, in one transaction."""
+    requests = _requests(judge, sending, asked)
+    units = _units_of_shard(store, asked.shard)
+    rows: list[tuple[int, int, int, int, int | None, bytes]] = []
+    with store.transaction(), progress(f"plan {judge.title}", len(units), "groups") as advance:
+        for task, unit, first, second in _tasks(store, asked, index, units, advance):
+            rows.append((unit, index, task.criterion, first, second, requests.key(question_of(asked.criteria, task))))
+            if len(rows) >= _PLAN_ROWS:
+                store.add_tasks(rows)
+                rows = []
+        store.add_tasks(rows)
+        store.put(f"planned {index}", True)
+
+
+def _units_of_shard(store: Store, shard: str) -> list[tuple[int, int, str, str, int | None, int]]:
+    part, num_parts = shard_of(shard)
+    return [unit for unit in store.units() if unit[1] % num_parts == part]
+
+
+def _tasks(
+    store: Store,
+    asked: Asked,
+    index: int,
+    units: Sequence[tuple[int, int, str, str, int | None, int]],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[tuple[Task, int, int, int | None]]:
+    """Every question in the order of asking: pair by pair, so that the criteria of a pair meet a warm prompt cache.
+
+    Yields:
+        The task (without id and key), its unit, and the slots of the texts shown.
+    """
+    for unit, group, _, variant, injected, repeat in units:
+        texts = [text for _, _, text in store.group(group)]
+        slots = range(len(texts))
+        if asked.mode == "individual":
+            shown: list[tuple[int, ...]] = [(slot,) for slot in slots if injected in (None, slot)]
+        else:
+            shown = [(i, j) for i in slots for j in slots if i != j and (injected is None or injected in (i, j))]
+        for places in shown:
+            for criterion in range(len(asked.criteria)):
+                task = Task(
+                    id=0,
+                    key=b"",
+                    judge=index,
+                    criterion=criterion,
+                    texts=tuple(texts[place] for place in places),
+                    injected=None if injected is None else places.index(injected),
+                    variant=variant,
+                    repeat=repeat,
+                )
+                yield task, unit, places[0], places[1] if len(places) == 2 else None
+        advance(1)
+
+
+# --- probing ----------------------------------------------------------------------------------------------------------
+
+
+async def _probe_all(store: Store, asked: Asked) -> None:
+    for index, judge in enumerate(asked.judges):
+        if store.get(f"sending {index}") is None:
+            await _probe_judge(store, asked, index, judge)
+
+
+async def _probe_judge(store: Store, asked: Asked, index: int, judge: JudgeConfig) -> None:
+    client = Client(judge)
+    limiter = _limiter(judge)
+    first = _first_tasks(store, asked, index)
+    async with Writer(store) as writer:
+        asking = Asking(store, writer, spending_of(store, asked), lambda task: question_of(asked.criteria, task))
+        state = Judge(index, judge, client, limiter)
+        try:
+            for task in first:
+                question = question_of(asked.criteria, task)
+                log.info("judge %s: asks %s, model %s", judge.title, judge.base_url, judge.model)
+                try:
+                    sending, exchange, _ = await probe(judge, question, _probe_sender(asking, state, question, asked))
+                except Final:
+                    continue
+                key = _requests(judge, sending, asked).key(question)
+                # The answer is the first of the run; its request is written with the others of its kind.
+                await writer.commit(functools.partial(_keep_probe, index, key, sending, exchange))
+                return
+        except Transient as failure:
+            raise UserError(
+                f"judge {judge.title}: {judge.base_url} does not answer ({failure}); is it running?"
+            ) from None
+        except Stopped:
+            assert asking.stopped is not None
+            raise UserError(asking.stopped.message) from None
+        finally:
+            await client.close()
+    raise UserError(
+        f"judge {judge.title}: {judge.base_url} refuses the first {len(first)} questions (length or filter)"
+    )
+
+
+def _keep_probe(judge: int, key: bytes, sending: Sending, exchange: Exchange, store: Store) -> None:
+    store.put(f"sending {judge}", as_json(sending))
+    store.add_answer(key, 0, exchange.content)
+
+
+def _first_tasks(store: Store, asked: Asked, index: int) -> list[Task]:
+    units = _units_of_shard(store, asked.shard)[:PROBE_QUESTIONS]
+    tasks = [task for task, _, _, _ in _tasks(store, asked, index, units)]
+    if not tasks:
+        raise UserError(f"--shard {asked.shard}: no group falls into this part")
+    return tasks[:: max(1, len(tasks) // PROBE_QUESTIONS)][:PROBE_QUESTIONS]
+
+
+def _probe_sender(asking: Asking, judge: Judge, question: Question, asked: Asked) -> Callable[..., Any]:
+    async def send(sending: Sending) -> tuple[Exchange, Reply | None]:
+        requests = _requests(judge.options, sending, asked)
+        key = requests.key(question)
+        body = requests.body(question, key, sending.num_choices)
+        async for attempt in retries(judge.options, min(judge.options.max_attempts, PROBE_ATTEMPTS)):
+            with attempt:
+                while True:
+                    # What is empty for want of logprobs or of tokens is for the probe to tell.
+                    kind, exchange, reply = await asking.exchange(judge, key, body, None, lambda reply: False)
+                    if reply is not None or kind in ("unsupported_parameter", "bad_request"):
+                        return exchange, reply
+                    asking.react(judge, kind, exchange)
+        raise AssertionError("the retries end with a reply or an exception")
+
+    return send
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+async def _ask_all(store: Store, asked: Asked, sendings: Sequence[Sending]) -> Stop | None:
+    spending = spending_of(store, asked)
+    judges = [
+        Judge(index, judge, Client(judge), _limiter(judge), _requests(judge, sending, asked))
+        for index, (judge, sending) in enumerate(zip(asked.judges, sendings, strict=True))
+    ]
+    with Store(store.path, lock=False) as reader:
+        try:
+            async with Writer(store) as writer:
+                asking = Asking(reader, writer, spending, lambda task: question_of(asked.criteria, task))
+                with _signals(asking):
+                    async with asyncio.TaskGroup() as group:
+                        for judge in judges:
+                            group.create_task(asking.ask(judge))
+        except* Exception as failures:
+            raise _first_of(failures) from failures
+        finally:
+            for judge in judges:
+                await judge.client.close()
+    log_spending(asked.judges, spending)
+    return asking.stopped
+
+
+def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+@contextlib.contextmanager
+def _signals(asking: Asking) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) lets the requests under way end, the second does not wait for them."""
+    loop, main = asyncio.get_running_loop(), asyncio.current_task()
+    assert main is not None
+
+    def stop() -> None:
+        if asking.stopped is not None and asking.stopped.kind == "interrupted":
+            main.cancel()
+        asking.stop("interrupted", "interrupted")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _limiter(judge: JudgeConfig) -> Limiter:
+    return Limiter(most=judge.concurrency, requests_per_minute=judge.rpm, tokens_per_minute=judge.tpm)
+
+
+def spending_of(store: Store, asked: Asked) -> Spending:
+    """What the run has cost so far, in all its starts, with its limits."""
+    spending = Spending(max_cost=asked.max_cost, max_requests=asked.max_requests)
+    for index, judge in enumerate(asked.judges):
+        num_requests, usage = store.spent(index)
+        spending.num_requests += num_requests
+        spending.add(judge, usage)
+    return spending
+
+
+def log_spending(judges: Sequence[JudgeConfig], spending: Spending) -> None:
+    """Says what the run has cost so far."""
+    for judge in judges:
+        usage = spending.usage[judge.title]
+        log.info(
+            "judge %s: %s prompt tokens (%s cached), %s answer tokens in all starts",
+            *(judge.title, f"{usage.prompt_tokens:,}", f"{usage.cached_tokens:,}", f"{usage.completion_tokens:,}"),
+        )
+    money = f", cost {spending.cost:.4f}" if any(judge.has_prices for judge in judges) else ""
+    log.info("judge: %s requests sent%s", f"{spending.num_requests:,}", money)

@@ -1,0 +1,396 @@
+"""What a judge's server said: replies, errors, and the verdicts and grades in them. Pure functions on untrusted bytes.
+
+Verdicts by logprobs read the first token's top candidates: one reply gives a probability. Verdicts by samples count
+the labels in several texts. A text's label is the last that stands alone in it: judges reason first and conclude
+last. That rule errs on "B is better than A" (it reads A), which constrained output avoids.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+# Space signs of sentencepiece (U+2581) and of byte-level BPE (Ġ a space, Ċ a line end), where a server leaves them in.
+_TOKEN_SPACE = " \t\r\n\u2581ĠĊ"
+_WRAPPING = " \t\r\n\"'`“”‘’«»()[]{}<>*_.:"
+_LARGEST_COUNT = 2**53  # of tokens: more is nonsense, and would not fit a column
+_MESSAGE_CHARACTERS = 1000
+
+
+class BadReply(ValueError):
+    """Bytes that are no chat completion; `reason` is a short class, fit for a table."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not a chat completion: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of requests as the server counts them; 0 where it does not say. `cached` are among `prompt`."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One generation. A filtered one (by the server, or a refusal) has no text.
+
+    `top` are the candidates for the first token with their log probabilities (natural), None without logprobs.
+    """
+
+    text: str | None
+    finish_reason: str | None
+    top: tuple[tuple[str, float], ...] | None = None
+    is_filtered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A chat completion: at least one choice, what it cost, and the model that answered ("" if not said)."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdict:
+    """A verdict on a pair; only outcome "ok" is to be used. `mass` is the labels' probability, by logprobs only."""
+
+    p_second: float | None
+    mass: float | None
+    votes_first: int
+    votes_second: int
+    votes_invalid: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class GradeVerdict:
+    """A grade (the mean over votes or probabilities); only outcome "ok" is to be used."""
+
+    grade: float | None
+    mass: float | None
+    num_votes: int
+    num_invalid: int
+    outcome: str
+
+
+def read_reply(content: bytes) -> Reply:
+    """Reads a chat completion.
+
+    Raises:
+        BadReply: anything else, whatever the bytes: "not_json", "not_object", "error" (an error body with a good
+            status, as OpenRouter sends), "choices", "choice" or "logprobs" (the part that is missing or misshapen).
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BadReply("not_json") from None
+    if not isinstance(body, dict):
+        raise BadReply("not_object")
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise BadReply("error" if body.get("error") else "choices")
+    return Reply(tuple(map(_choice, choices)), _usage(body.get("usage")), _printable(body.get("model")))
+
+
+def _choice(choice: Any) -> Choice:
+    message, finish_reason = _get(choice, "message"), _get(choice, "finish_reason")
+    if not isinstance(message, dict):
+        raise BadReply("choice")
+    if finish_reason == "error":
+        raise BadReply("error")
+    if not isinstance(finish_reason, str):
+        finish_reason = None
+    text, refusal = message.get("content"), message.get("refusal")
+    if isinstance(text, list):  # content as parts; those that are no text (thoughts) are passed over
+        parts = [_get(part, "text") for part in text if _get(part, "type") == "text"]
+        text = "".join(part for part in parts if isinstance(part, str))
+    if not isinstance(text, str | None):
+        raise BadReply("choice")
+    is_filtered = finish_reason in ("content_filter", "refusal") or (isinstance(refusal, str) and refusal != "")
+    return Choice(None if is_filtered else text, finish_reason, _first_top(choice.get("logprobs")), is_filtered)
+
+
+def _first_top(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
+    """Candidates for the first token. Servers write -inf as -9999, -Infinity or null; null is left out."""
+    content = _get(logprobs, "content")
+    candidates = _get(content[0], "top_logprobs") if isinstance(content, list) and content else None
+    if not isinstance(candidates, list):
+        return None
+    top = []
+    for candidate in candidates:
+        try:
+            token, logprob = candidate["token"], candidate["logprob"]
+        except (TypeError, KeyError):
+            raise BadReply("logprobs") from None
+        if logprob is None:
+            continue
+        # Some servers round to a little over 0; NaN fails the comparison.
+        if type(logprob) not in (float, int) or type(token) is not str or not logprob <= 0.01:
+            raise BadReply("logprobs")
+        top.append((token, float(min(max(logprob, -1e9), 0.0))))
+    return tuple(top)
+
+
+def _usage(usage: Any) -> Usage:
+    prompt = _count(usage, "prompt_tokens")
+    return Usage(
+        prompt,
+        min(_count(_get(usage, "prompt_tokens_details"), "cached_tokens"), prompt),
+        _count(usage, "completion_tokens"),
+        _count(_get(usage, "completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _count(counts: Any, name: str) -> int:
+    value = _get(counts, name)
+    return value if type(value) is int and 0 <= value <= _LARGEST_COUNT else 0
+
+
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _printable(text: Any) -> str:
+    """A server's text fit for a table: one line, bounded, without lone surrogates (JSON can hold them)."""
+    if not isinstance(text, str):
+        return ""
+    return " ".join(text[:_MESSAGE_CHARACTERS].encode("utf-8", "replace").decode("utf-8").split())
+
+
+def pair_from_logprobs(reply: Reply, labels: tuple[str, str], min_mass: float) -> PairVerdict:
+    """Reads a verdict from the candidates for the first token of the first choice.
+
+    A candidate counts for a label that it is, or begins (labels of several tokens), up to white space; case counts.
+    One that begins both labels counts for neither. Finish reason "length" is normal: one token was asked for.
+
+    Args:
+        reply: a reply with logprobs; "unparsed" without, or with no label among them.
+        labels: of the text shown first and of the text shown second.
+        min_mass: least probability on the labels together, 0 to 1; "low_mass" below.
+    """
+    choice = reply.choices[0]
+    if choice.is_filtered or choice.top is None:
+        return PairVerdict(None, None, 0, 0, 0, "content_filter" if choice.is_filtered else "unparsed")
+    first = second = 0.0
+    for token, logprob in choice.top:
+        word = token.strip(_TOKEN_SPACE)
+        for_first, for_second = labels[0].startswith(word), labels[1].startswith(word)
+        if for_first and not for_second:
+            first += math.exp(logprob)
+        elif for_second and not for_first:
+            second += math.exp(logprob)
+    total = first + second
+    if total == 0.0:
+        return PairVerdict(None, 0.0, 0, 0, 0, "unparsed")
+    mass = min(total, 1.0)
+    return PairVerdict(second / total, mass, 0, 0, 0, "ok" if mass >= min_mass else "low_mass")
+
+
+def pair_from_samples(texts: Sequence[str | None], labels: tuple[str, str], *, num_filtered: int = 0) -> PairVerdict:
+    """Reads a verdict from the votes of all generations (None: no text); more than half of them must have parsed.
+
+    `num_filtered` says how many generations were filtered: the reason when too few have parsed.
+    """
+    votes = [parse_label(text, labels) if text is not None else None for text in texts]
+    first, second = votes.count(labels[0]), votes.count(labels[1])
+    invalid = len(votes) - first - second
+    if 2 * (first + second) <= len(votes):
+        return PairVerdict(None, None, first, second, invalid, "content_filter" if num_filtered else "unparsed")
+    return PairVerdict(second / (first + second), None, first, second, invalid, "ok")
+
+
+def parse_label(text: str, labels: tuple[str, str]) -> str | None:
+    """The last label that stands alone in a text: the text itself where it is one, in quotes, brackets or stars."""
+    found = _standalone(labels).findall(text)
+    return found[-1] if found else None
+
+
+@lru_cache
+def _standalone(labels: tuple[str, str]) -> re.Pattern[str]:
+    """Matches either label between characters that are neither letters nor digits; the longer label goes first."""
+    either = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    return re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])")
+
+
+_GRADE_OF = re.compile(r"(?:/|\bout\s+of\b)\s*[0-9]+")  # in "8/10" and "8 out of 10"
+_NUMBER = re.compile(r"(?<![\w.])-?[0-9]+(?:[.,][0-9]+)*(?!\w)")
+
+
+def grade_from_logprobs(reply: Reply, lowest: int, highest: int, min_mass: float) -> GradeVerdict:
+    """The expected grade, `lowest` to `highest`, over the first token's candidates that are whole grades.
+
+    A candidate that also begins a longer grade ("1" of "10") may be either, and is left out (which lowers `mass`),
+    unless that longer grade is a candidate itself: then the tokenizer has it whole. Else as `pair_from_logprobs`.
+    """
+    choice = reply.choices[0]
+    if choice.is_filtered or choice.top is None:
+        return GradeVerdict(None, None, 0, 0, "content_filter" if choice.is_filtered else "unparsed")
+    grades = _grades(lowest, highest)
+    candidates = [(token.strip(_TOKEN_SPACE), logprob) for token, logprob in choice.top]
+    words = {word for word, _ in candidates}
+    total = weighted = 0.0
+    for word, logprob in candidates:
+        if word in grades and (not grades[word] or words & grades[word]):
+            probability = math.exp(logprob)
+            total += probability
+            weighted += probability * int(word)
+    if total == 0.0:
+        return GradeVerdict(None, 0.0, 0, 0, "unparsed")
+    mass = min(total, 1.0)
+    return GradeVerdict(weighted / total, mass, 0, 0, "ok" if mass >= min_mass else "low_mass")
+
+
+def grade_from_samples(
+    texts: Sequence[str | None], lowest: int, highest: int, *, num_filtered: int = 0
+) -> GradeVerdict:
+    """The mean grade of all generations; the rest as in `pair_from_samples`."""
+    votes = (parse_grade(text, lowest, highest) for text in texts if text is not None)
+    valid = [vote for vote in votes if vote is not None]
+    invalid = len(texts) - len(valid)
+    if 2 * len(valid) <= len(texts):
+        return GradeVerdict(None, None, len(valid), invalid, "content_filter" if num_filtered else "unparsed")
+    return GradeVerdict(sum(valid) / len(valid), None, len(valid), invalid, "ok")
+
+
+def parse_grade(text: str, lowest: int, highest: int) -> int | None:
+    """The grade that a text is, else the last number in it, whole and in range; "8/10" is 8, "7.5" is no grade.
+
+    Numbers out of range (a year) and the range itself ("from 1 to 10") are passed over.
+    """
+    grades = _grades(lowest, highest)
+    whole = text.strip(_WRAPPING)
+    if whole in grades:
+        return int(whole)
+    text = re.sub(rf"(?<![\w.]){lowest}\s*(?:-|–|—|to|and)\s*{highest}(?!\w)", " ", _GRADE_OF.sub(" ", text))
+    for number in reversed(_NUMBER.findall(text)):
+        if number in grades:
+            return int(number)
+        if "." in number or "," in number:
+            return None
+    return None
+
+
+@lru_cache
+def _grades(lowest: int, highest: int) -> dict[str, frozenset[str]]:
+    """Every grade as it is written -> the longer grades that it begins."""
+    names = list(map(str, range(lowest, highest + 1)))
+    return {name: frozenset(other for other in names if other != name and other.startswith(name)) for name in names}
+
+
+# What a failed request means. Run-wide: quota, unauthorized, forbidden, model_not_found, not_found (a wrong base URL).
+ErrorClass = Literal[
+    "rate_limit", "quota", "unauthorized", "forbidden", "model_not_found", "not_found", "context_length",
+    "content_filter", "unsupported_parameter", "bad_request", "server", "transient",
+]  # fmt: skip
+_STATUS: dict[int, ErrorClass] = {
+    401: "unauthorized", 402: "quota", 403: "forbidden", 404: "not_found", 405: "not_found", 408: "transient",
+    409: "transient", 413: "context_length", 425: "transient", 429: "rate_limit",
+}  # fmt: skip
+_CODES: dict[str, ErrorClass] = {
+    "insufficient_quota": "quota", "billing_hard_limit_reached": "quota", "billing_not_active": "quota",
+    "budget_exceeded": "quota", "insufficient_balance": "quota", "rate_limit_exceeded": "rate_limit",
+    "RESOURCE_EXHAUSTED": "rate_limit", "model_not_found": "model_not_found", "DeploymentNotFound": "model_not_found",
+    "context_length_exceeded": "context_length", "exceed_context_size_error": "context_length",
+    "token_limit_exceeded": "context_length", "string_too_long": "context_length", "content_filter": "content_filter",
+    "ResponsibleAIPolicyViolation": "content_filter", "content_policy_violation": "content_filter",
+    "refusal": "content_filter", "unsupported_parameter": "unsupported_parameter",
+    "unsupported_value": "unsupported_parameter",
+}  # fmt: skip
+# Wordings of OpenAI, Azure, vLLM, SGLang, llama.cpp, Ollama, LiteLLM, OpenRouter, Gemini and Groq. Servers echo what
+# they were sent, and documents are hostile: what stops a run is matched at the start of the message only.
+_CONTEXT = re.compile(
+    r"context.?(?:length|size|window|limit)|maximum model length|prompt is too long|exceeds max length|`inputs`"
+    r"|(?:token count|input tokens?).{0,20} exceeds? |max_tokens must be at least 1, got -|^request too large", re.I
+)  # fmt: skip
+_FILTER = re.compile(r"content management policy|content.?policy|(?:input|prompt) was flagged", re.I)
+_MODEL = re.compile(
+    r"(?:the |publisher )?model:? \S{1,200} (?:was )?(?:does not exist|not found)|model not exist|no endpoints found"
+    r"|\S{1,200} is not a valid model|.{0,40}invalid model (?:name|id)|this is not a chat model", re.I
+)  # fmt: skip
+_QUOTA = re.compile(r".{0,80}(?:exceeded your current quota|insufficient (?:balance|credit|fund))", re.I)
+_RETRY = re.compile(r"(?:retry|try again) (?:in|after) [0-9]", re.I)
+_PARAMETERS = (
+    "max_completion_tokens", "max_tokens", "temperature", "top_logprobs", "logprobs", "logit_bias",
+    "structured_outputs", "reasoning_effort", "n",
+)  # fmt: skip
+_NAMED = re.compile(rf"\b(?:{'|'.join(_PARAMETERS[:-1])})\b|(?<=['\"`])n(?=['\"`])")
+
+
+def classify_error(status: int, content: bytes, content_type: str = "") -> ErrorClass:
+    """What an HTTP error means, by its status, its body's code and, where servers have none, its wording.
+
+    Two statuses mislead: OpenAI says 403 where a model has no logprobs, and 429 to a request that can never pass.
+    """
+    message, param, code = ("", None, None) if "html" in content_type else error_details(content)
+    by_code = _CODES.get(code or "")
+    if status >= 500:  # old llama.cpp: a prompt too long is a 500
+        return "context_length" if by_code == "context_length" else "server"
+    if status == 429:
+        if _CONTEXT.match(message):
+            return "context_length"
+        is_quota = by_code == "quota" or (by_code is None and _QUOTA.match(message) and not _RETRY.search(message))
+        return "quota" if is_quota else "rate_limit"
+    if status == 403:
+        if by_code == "content_filter" or _FILTER.search(message):
+            return "content_filter"
+        return "unsupported_parameter" if param and "not allowed to request" in message[:60] else "forbidden"
+    if status == 404 and (by_code == "model_not_found" or param == "model" or _MODEL.match(message)):
+        return "model_not_found"
+    if status in _STATUS:
+        return _STATUS[status]
+    if by_code is not None:
+        return by_code
+    if _FILTER.search(message):
+        return "content_filter"
+    if _CONTEXT.search(message):
+        return "context_length"
+    if _MODEL.match(message):
+        return "model_not_found"
+    return "unsupported_parameter" if param in _PARAMETERS else "bad_request"
+
+
+def error_details(content: bytes) -> tuple[str, str | None, str | None]:
+    """The message (one line; it may repeat a key), the parameter at fault and the code of an error's body.
+
+    The parameter is the one that the server names, else the first of ours in the message. Any bytes will do.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        text = content[: 4 * _MESSAGE_CHARACTERS].decode("utf-8", "replace")
+        return ("a page of HTML" if text.lstrip().startswith("<") else _printable(text)), None, None
+    error: Any = body[0] if isinstance(body, list) and body else body  # Gemini sends a list
+    for name in ("error", "detail"):  # OpenAI, FastAPI; vLLM had neither
+        error = _get(error, name) or error
+    if isinstance(error, list) and error:  # FastAPI's list of faults
+        error = error[0]
+    if not isinstance(error, dict):  # Ollama: a text
+        error = {"message": error}
+    texts = (error.get("message"), error.get("msg"), _get(error.get("metadata"), "raw"))  # raw: OpenRouter's provider
+    message = _printable(": ".join(text for text in texts if isinstance(text, str)))
+    codes = (error.get("code"), _get(error.get("innererror"), "code"), error.get("type"), error.get("status"))
+    code = next((_printable(code) for code in codes if isinstance(code, str) and code and not code.isdigit()), None)
+    place = error.get("loc")
+    param = place[1] if isinstance(place, list) and len(place) > 1 else error.get("param")
+    if isinstance(param, str) and param:
+        return message, _printable(re.split(r"[.\[]", param)[0]), code
+    named = _NAMED.search(message)
+    return message, named and named[0], code
