@@ -39,6 +39,7 @@ STAGES = {
     "judge batch submit": Stage("judging.batch_submit", "open requests -> the endpoint's batch API"),
     "judge batch status": Stage("judging.batch_status", "how far the batches of a run are"),
     "judge batch collect": Stage("judging.batch_collect", "finished batches -> answers in the run"),
+    "bench judge": Stage("judging.bench", "how many requests per second the client side of judging can do"),
     "judge mock-server": Stage("judging.mock_server", "a rehearsal endpoint on this machine with a known judge"),
     "train-rater": Stage("train_rater", "judgments -> rater (Bradley-Terry)"),
     "eval-rater": Stage("eval_rater", "rater + judgments -> held-out accuracy beside simple formulas"),

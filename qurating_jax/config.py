@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,8 @@ def load_yaml(path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deeply for a config file") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -208,7 +211,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
 def _check(config_class: Any, values: Any, *, where: str, path: str) -> None:
     """Refuses what the decoder lets through: unknown keys with a hint, null for a value, a value of another type."""
     if not isinstance(values, Mapping):
-        raise UsageError(f"{where}: `{path[:-1]}` is a group of settings, not {values!r}")
+        raise UsageError(f"{where}: `{path[:-1]}` is a group of settings, not {reprlib.repr(values)}")
     hints = typing.get_type_hints(config_class)
     names = [field.name for field in dataclasses.fields(config_class)]
     for key, value in values.items():
@@ -224,7 +227,7 @@ def _check(config_class: Any, values: Any, *, where: str, path: str) -> None:
         elif value is None and not optional:
             raise UsageError(f"{where}: `{path}{key}` has no value")
         elif value is not None and (wanted := _mismatch(value, base)):
-            raise UsageError(f"{where}: `{path}{key}` is {wanted}, not {value!r}")
+            raise UsageError(f"{where}: `{path}{key}` is {wanted}, not {reprlib.repr(value)}")
 
 
 def _mismatch(value: Any, kind: Any) -> str | None:

@@ -261,6 +261,7 @@ class Asking:
 
 def retries(judge: JudgeConfig, attempts: int) -> Any:
     """Attempts with growing, jittered pauses between them."""
+    stamina.instrumentation.set_on_retry_hooks([])  # every attempt is recorded in the store already
     return stamina.retry_context(
         on=Transient,
         attempts=attempts,

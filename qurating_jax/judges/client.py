@@ -75,7 +75,9 @@ class Client:
     def _transport(self, judge: JudgeConfig) -> Any:
         """A pool of as many connections as requests may be under way (its default would cap them at 100)."""
         limits = self._http.Limits(max_connections=judge.concurrency, max_keepalive_connections=judge.concurrency)
-        timeout = self._http.Timeout(judge.timeout_seconds, connect=min(CONNECT_SECONDS, judge.timeout_seconds))
+        connect_seconds = min(CONNECT_SECONDS, judge.timeout_seconds)
+        self._shortest_timeout = 0.9 * connect_seconds
+        timeout = self._http.Timeout(judge.timeout_seconds, connect=connect_seconds)
         try:
             return self._openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
         except RuntimeError:  # aiohttp is an extra of the package
@@ -116,11 +118,12 @@ class Client:
         except openai.APIStatusError as failure:
             response = failure.response
             kind, error = self._classify(response)
-        except openai.APITimeoutError:
-            kind, error = "timeout", "no answer in time"
         except openai.APIConnectionError as failure:
             cause = failure.__cause__ or failure
             kind, error = "connection", f"{type(cause).__name__}: {cause}"
+            # Over aiohttp a server that hangs up is reported as a timeout too; the clock knows better.
+            if isinstance(failure, openai.APITimeoutError) and time.time() - started >= self._shortest_timeout:
+                kind = "timeout"
         except (openai.OpenAIError, self._http.HTTPError, OSError, ValueError) as failure:
             kind, error = "connection", f"{type(failure).__name__}: {failure}"
         return self._result(kind, error, response, started)
@@ -142,7 +145,7 @@ class Client:
             content=self.redact.content(content),
             error=None if error is None else self.redact.text(" ".join(error.split()))[:_ERROR_CHARACTERS],
             request_id=None if request_id is None else self.redact.text(request_id)[:200],
-            retry_after=retry_after_seconds(headers, finished),
+            retry_after=None if kind == OK else retry_after_seconds(headers, finished),
             parameter=error_details(content)[1] if kind == "unsupported_parameter" else None,
             started=started,
             finished=finished,

@@ -22,7 +22,7 @@ WINDOW_SECONDS = 61.0
 BURST_SECONDS = 6.0
 START_REQUESTS = 8
 SHRINK = 0.8
-COOLDOWN_SECONDS = 15.0  # the window stays as it is for so long after a pause
+COOLDOWN_SECONDS = 2.0  # the window stays as it is for so long after a pause; longer, and rare 429s would freeze it
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # where the server names no time
 LONGEST_RETRY_SECONDS = 86_400.0
 

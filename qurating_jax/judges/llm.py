@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,12 @@ def judge_store(store: Store, asked: Asked, *, previous: str = "") -> Stop | Non
     if not any(state == PENDING for _, state in left):
         log.info("judge: every request is answered")
         return None
-    stopped = asyncio.run(_ask_all(store, asked, sendings))
+    try:
+        stopped = asyncio.run(_ask_all(store, asked, sendings))
+    except asyncio.CancelledError:  # a second signal
+        raise Interrupted("interrupted, requests under way were given up; the same command resumes") from None
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{store.path}: {error}; what was answered before is kept, the same command resumes") from None
     if stopped is not None and stopped.kind == "failed":
         raise UserError(f"{stopped.message}; what was answered is kept, the same command resumes")
     return stopped
@@ -84,7 +90,7 @@ def judge_store(store: Store, asked: Asked, *, previous: str = "") -> Stop | Non
 
 def raise_stop(stopped: Stop, counts: dict[str, Any]) -> None:
     """The error of a run that was stopped early; its command resumes it."""
-    left = f"{counts.get('num_open', 0):,} requests are open"
+    left = f"{counts['num_open']:,} requests are open" if counts else "the endpoint is not known yet"
     if stopped.kind == "interrupted":
         raise Interrupted(f"interrupted; {left}, the same command resumes")
     raise LimitReached(f"{stopped.message}; {left}, the same command with a higher limit resumes", counts)
@@ -255,6 +261,8 @@ async def _probe_judge(store: Store, asked: Asked, index: int, judge: JudgeConfi
             ) from None
         except Stopped:
             assert asking.stopped is not None
+            if asking.stopped.kind == "limit":
+                raise_stop(asking.stopped, {})
             raise UserError(asking.stopped.message) from None
         finally:
             await client.close()

@@ -28,7 +28,8 @@ def take_over(store: Store, path: str) -> int:
         )
         return store.query(
             f"UPDATE main.request SET (state, {_VERDICT}) = "
-            f"(SELECT theirs.state, {_VERDICT} FROM other.request AS theirs WHERE theirs.key = request.key) WHERE state IN ('pending', 'failed')"
+            f"(SELECT theirs.state, {_VERDICT} FROM other.request AS theirs WHERE theirs.key = request.key)"
+            " WHERE state IN ('pending', 'failed')"
             " AND key IN (SELECT key FROM other.request WHERE state IN ('done', 'final'))"
         ).rowcount
 
@@ -83,7 +84,8 @@ def _join(store: Store, path: str) -> None:
         # Two parts may have asked the same thing (equal texts): what is settled goes before what is open.
         store.query(
             f"UPDATE main.request SET (state, {_VERDICT}) = "
-            f"(SELECT theirs.state, {_VERDICT} FROM other.request AS theirs WHERE theirs.key = request.key) WHERE state NOT IN ('done', 'final')"
+            f"(SELECT theirs.state, {_VERDICT} FROM other.request AS theirs WHERE theirs.key = request.key)"
+            " WHERE state NOT IN ('done', 'final')"
             " AND key IN (SELECT key FROM other.request WHERE state IN ('done', 'final'))"
         )
         store.query("INSERT OR IGNORE INTO main.request SELECT * FROM other.request")

@@ -30,9 +30,11 @@ class Writer:
         self._thread.start()
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    async def __aexit__(self, kind: object, *exception: object) -> None:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+        if kind is None and self._failure is not None:  # of an operation whose caller was cancelled
+            raise self._failure
 
     async def commit(self, operation: Operation) -> None:
         """Returns when the operation is on disk; raises what made it fail, then and for every later one."""

@@ -293,7 +293,7 @@ def test_the_published_layout_is_read_from_every_kind_of_folder(tmp_path, layout
     found = jd.read_judgments([str(tmp_path / "d")])
     assert found.criteria == ("writing_style", "facts_and_trivia")
     assert found.texts == [tuple(row["texts"]) for row in rows]
-    expected = np.array([row["facts_and_trivia_average"] for row in rows])
+    expected = np.array([row["facts_and_trivia_average"] for row in rows], dtype=np.float32)
     np.testing.assert_array_equal(found.valid[..., 1], expected != -100)
     np.testing.assert_array_equal(found.probabilities[..., 1][found.valid[..., 1]], expected[expected != -100])
     assert found.ids[0] == tuple(jd.text_id(text) for text in rows[0]["texts"])

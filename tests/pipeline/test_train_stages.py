@@ -425,7 +425,7 @@ def test_two_processes_train_a_rater(places, tmp_path):
     names = [(f"{number}-0", f"{number}-1") for number in range(160)]
     judged = from_averages(texts, names, names, ("wins", "loses"), np.array(averages))
     votes = np.where(judged.valid, judged.probabilities, np.nan)
-    write_judgments(str(tmp_path / "judgments.parquet"), judged, votes_a=votes, votes_b=votes)
+    write_judgments(str(tmp_path / "judgments.parquet"), [(judged, votes, votes)])
     argv = [
         "train-rater", "--judgments", tmp_path / "judgments.parquet", "--base", "debug", *ARCHITECTURE,
         "--tokenizer", places / "tokenizer", "--output", tmp_path / "rater", "--max_tokens", 32,
