@@ -39,6 +39,7 @@ CHUNK_TASKS = 256
 TASKS_PER_SLOT = 4  # tasks alive for each request under way: those beyond wait for a second try
 MOST_FAILURES_IN_A_ROW = 20
 FIRST_WAIT_SECONDS = 0.5
+FIRST_ANSWERS = 64
 CHARACTERS_PER_TOKEN = 4.0  # until the endpoint's own counts are known
 _CALIBRATION = 0.05  # weight of a new count in their running mean
 
@@ -56,6 +57,9 @@ class Judge:
     requests: Requests | None = None
     characters_per_token: float = CHARACTERS_PER_TOKEN
     failures_in_a_row: int = 0
+    num_answers: int = 0
+    num_unusable: int = 0
+    is_proven: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Asking:
     Attributes:
         reader: a connection of its own for reading while `writer` writes.
         question_of: builds a task's question.
+        most_unusable: share of a judge's first answers that may lack a verdict; above it the run stops, because what
+            follows would be paid for in vain.
         stopped: why no more requests are started; None while they are.
     """
 
@@ -92,6 +98,7 @@ class Asking:
     writer: Writer
     spending: Spending
     question_of: Callable[[Task], Question]
+    most_unusable: float = 1.0
     stopped: Stop | None = None
     _judges: list[Judge] = field(default_factory=list)
     _cancellable: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -163,6 +170,17 @@ class Asking:
             self._cancellable.discard(myself)
         advance(1)
 
+    def _watch(self, judge: Judge) -> None:
+        if judge.is_proven or judge.num_answers < FIRST_ANSWERS:
+            return
+        judge.is_proven = True
+        if judge.num_unusable > self.most_unusable * judge.num_answers:
+            self.stop(
+                "failed",
+                f"{judge.options.title}: {judge.num_unusable} of {judge.num_answers} answers hold no verdict (see "
+                "`judge failures`; constrain the answer, use another method or model, or --allow_unresolved 1)",
+            )
+
     def _count_failure(self, judge: Judge, error: str) -> None:
         judge.failures_in_a_row += 1
         if judge.failures_in_a_row >= max(MOST_FAILURES_IN_A_ROW, judge.options.concurrency):
@@ -183,7 +201,10 @@ class Asking:
             store.add_answer(task.key, len(before), exchange.content)
             replies = [*before, reply]
             if reading.num_choices(replies) >= sending.num_choices:
-                store.set_verdict(task.key, DONE, reading.read_verdict(question, sending, replies, min_mass))
+                verdict = reading.read_verdict(question, sending, replies, min_mass)
+                store.set_verdict(task.key, DONE, verdict)
+                judge.num_answers += 1
+                judge.num_unusable += verdict.outcome != "ok"
 
         async for attempt in retries(judge.options, judge.options.max_attempts):
             with attempt:
@@ -193,6 +214,7 @@ class Asking:
                     )
                     if reply is not None:
                         judge.failures_in_a_row = 0
+                        self._watch(judge)
                         return reply
                     self.react(judge, kind, exchange)
         raise AssertionError("the retries end with a reply or an exception")

@@ -34,6 +34,7 @@ from qurating_jax.runtime.errors import Interrupted, LimitReached, UserError
 from qurating_jax.runtime.progress import progress
 
 PROBE_ATTEMPTS = 4
+MOST_UNUSABLE = 0.5  # share of a judge's first answers without a verdict that stops the run
 PROBE_QUESTIONS = 8  # the first texts may be such that the endpoint refuses them
 _PLAN_ROWS = 4096
 
@@ -52,6 +53,7 @@ class Asked:
     max_cost: float = 0.0
     max_requests: int = 0
     retry_failed: bool = True
+    allow_unresolved: float = 0.0
 
 
 def judge_store(store: Store, asked: Asked, *, previous: str = "") -> Stop | None:
@@ -314,7 +316,13 @@ async def _ask_all(store: Store, asked: Asked, sendings: Sequence[Sending]) -> S
     with Store(store.path, lock=False) as reader:
         try:
             async with Writer(store) as writer:
-                asking = Asking(reader, writer, spending, lambda task: question_of(asked.criteria, task))
+                asking = Asking(
+                    reader,
+                    writer,
+                    spending,
+                    lambda task: question_of(asked.criteria, task),
+                    most_unusable=max(MOST_UNUSABLE, asked.allow_unresolved),
+                )
                 with _signals(asking):
                     async with asyncio.TaskGroup() as group:
                         for judge in judges:

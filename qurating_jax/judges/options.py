@@ -142,6 +142,8 @@ class JudgingOptions:
             raise ValueError("1 <= tokens_min <= tokens_max expected; whole_documents judges without excerpts")
         if self.num_pairs < 0 or self.group_size < 2 or self.degree < 1:
             raise ValueError("num_pairs >= 0, group_size >= 2 and degree >= 1 expected")
+        if self.num_pairs and self.degree > 1:
+            raise ValueError("num_pairs and degree both say how many groups there are; give one of them")
         if min(self.num_repeats, self.num_canaries, self.max_cost, self.max_requests) < 0:
             raise ValueError("num_repeats, num_canaries, max_cost and max_requests must not be negative")
         if not 0 <= self.allow_unresolved <= 1:
@@ -170,6 +172,9 @@ class JudgingOptions:
         names = [judge.title for judge in found]
         if len(set(names)) < len(names):
             raise UsageError(f"two judges of one name ({', '.join(names)}); set `name` in one of them")
+        asked = [identity_of(judge) | {"name": ""} for judge in found]
+        if any(one in asked[:number] for number, one in enumerate(asked)):
+            raise UsageError("two judges are the same model with the same settings; its answers would count twice")
         if self.max_cost and not all(judge.has_prices for judge in found):
             raise UsageError("--max_cost needs judge.price_input and judge.price_output of every judge")
         return found

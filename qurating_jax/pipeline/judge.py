@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qurating_jax.judges.options import JudgeConfig, JudgingOptions
-from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import Unresolved
 from qurating_jax.runtime.progress import progress
 from qurating_jax.stage import StageConfig, open_run, require, require_local
@@ -140,6 +140,7 @@ def _asked(config: Config, sources: "Sources") -> Any:
         max_cost=config.max_cost,
         max_requests=config.max_requests,
         retry_failed=config.retry_failed,
+        allow_unresolved=config.allow_unresolved,
     )
 
 
@@ -214,7 +215,7 @@ def _resolved(config: Config, counts: dict[str, Any]) -> dict[str, Any]:
     """The counts of a finished run; raises where more of its verdicts lack than the user allows (exit 3)."""
     unresolved, total = counts.get("num_unresolved", 0), counts.get("num_requests", 0)
     if unresolved > config.allow_unresolved * total:
-        failures = f"`qurating judge failures {storage.join(config.output)}`"
+        failures = f"`qurating judge failures {config.output}`"
         raise Unresolved(
             f"{config.output}: complete, but {unresolved:,} of {total:,} requests have no usable verdict ({failures}); "
             "--allow_unresolved sets the share that is no error",
