@@ -124,12 +124,12 @@ class Client:
             # Over aiohttp a server that hangs up is reported as a timeout too; the clock knows better.
             if isinstance(failure, openai.APITimeoutError) and time.time() - started >= self._shortest_timeout:
                 kind = "timeout"
-        except (openai.OpenAIError, self._http.HTTPError, OSError, ValueError) as failure:
+        except Exception as failure:  # each transport lets some of its own errors through
             kind, error = "connection", f"{type(failure).__name__}: {failure}"
         return self._result(kind, error, response, started)
 
     def _classify(self, response: Any) -> tuple[str, str]:
-        content = bytes(response.content)
+        content = self.redact.content(bytes(response.content))  # before the message is cut: half a key is one too
         message, _, code = error_details(content)
         kind = classify_error(response.status_code, content, response.headers.get("content-type", ""))
         return str(kind), f"HTTP {response.status_code}{f' {code}' if code else ''}: {message}"
@@ -157,7 +157,7 @@ class Redactor:
 
     def __init__(self, key: str | None) -> None:
         escaped = json.dumps(key)[1:-1] if key else ""
-        forms = {key, escaped, escaped.replace("/", "\\/"), quote(key)} if key else set()
+        forms = {key, escaped, escaped.replace("/", "\\/"), quote(key), quote(key, safe="")} if key else set()
         self._forms = sorted((form.encode() for form in forms), key=len, reverse=True)
 
     def content(self, content: bytes) -> bytes:

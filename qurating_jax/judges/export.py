@@ -112,7 +112,7 @@ def _grade_batches(store: Store, criteria: Sequence[Criterion], judges: Sequence
 
 
 def _outcome(state: str, outcome: str | None) -> str:
-    return "pending" if state == "pending" or outcome is None else outcome
+    return "pending" if state in ("pending", "batched") or outcome is None else outcome
 
 
 def _rows(store: Store) -> Iterator[list[tuple[Any, ...]]]:

@@ -7,11 +7,9 @@ import logging
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from qurating_jax.data.tokenizer import load_tokenizer
-from qurating_jax.judges import canaries, transfer
+from qurating_jax.judges import transfer
 from qurating_jax.judges.asking import (
     Asking,
     Final,
@@ -21,39 +19,22 @@ from qurating_jax.judges.asking import (
     retries,
 )
 from qurating_jax.judges.client import Client, Exchange
-from qurating_jax.judges.criteria import Criterion, Layout
 from qurating_jax.judges.limits import Limiter, Stopped
-from qurating_jax.judges.options import JudgeConfig, identity_of, shard_of
+from qurating_jax.judges.options import JudgeConfig, identity_of
 from qurating_jax.judges.probe import probe
+from qurating_jax.judges.questions import Asked, all_tasks, plan_tasks, question_of, requests_of, units_of_shard
 from qurating_jax.judges.replies import Reply
-from qurating_jax.judges.requests import Question, Requests, Sending, as_json
+from qurating_jax.judges.requests import Question, Sending, as_json
 from qurating_jax.judges.spending import Spending
 from qurating_jax.judges.store import FAILED, PENDING, Store, Task
 from qurating_jax.judges.writer import Writer
 from qurating_jax.runtime.errors import Interrupted, LimitReached, UserError
-from qurating_jax.runtime.progress import progress
 
 PROBE_ATTEMPTS = 4
 MOST_UNUSABLE = 0.5  # share of a judge's first answers without a verdict that stops the run
 PROBE_QUESTIONS = 8  # the first texts may be such that the endpoint refuses them
-_PLAN_ROWS = 4096
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is asked, of whom: the part of the options that language models need."""
-
-    judges: Sequence[JudgeConfig]
-    criteria: Sequence[Criterion]
-    mode: str
-    layout: Layout
-    shard: str = "0/1"
-    max_cost: float = 0.0
-    max_requests: int = 0
-    retry_failed: bool = True
-    allow_unresolved: float = 0.0
 
 
 def judge_store(store: Store, asked: Asked, *, previous: str = "") -> Stop | None:
@@ -112,7 +93,7 @@ def prepare(store: Store, asked: Asked, *, previous: str = "") -> list[Sending]:
     sendings = [Sending(**store.get(f"sending {index}")) for index in range(len(asked.judges))]
     for index, (judge, sending) in enumerate(zip(asked.judges, sendings, strict=True)):
         if store.get(f"planned {index}") is None:
-            _plan_tasks(store, asked, index, judge, sending)
+            plan_tasks(store, asked, index, judge, sending)
     if previous:
         log.info("judge: %d answers of %s are taken over", transfer.take_over(store, previous), previous)
     return sendings
@@ -130,103 +111,6 @@ def _note_judge(store: Store, index: int, judge: JudgeConfig, old: Store | None)
             known = old.get(f"judge {number}")
             if known is not None and known["identity"] == identity and old.get(f"sending {number}") is not None:
                 store.put(f"sending {index}", old.get(f"sending {number}"))
-
-
-def _requests(judge: JudgeConfig, sending: Sending, asked: Asked) -> Requests:
-    return Requests(judge, sending, layout=asked.layout, label_tokens=_label_tokens(judge, asked))
-
-
-def _label_tokens(judge: JudgeConfig, asked: Asked) -> dict[str, int]:
-    """The token id of every label in the judge's own tokenizer.
-
-    Raises:
-        UserError: a label is several tokens there.
-    """
-    if judge.constrain != "logit_bias":
-        return {}
-    tokenizer = load_tokenizer(judge.tokenizer)
-    labels = {label for criterion in asked.criteria for label in _example(criterion, asked.mode).labels}
-    found = dict(zip(sorted(labels), tokenizer.encode(sorted(labels)), strict=True))
-    for label, tokens in found.items():
-        if len(tokens) != 1:
-            raise UserError(
-                f"judge {judge.title}: the label `{label}` is {len(tokens)} tokens of {judge.tokenizer}; logit_bias "
-                "needs single tokens, choose other labels or another judge.constrain"
-            )
-    return {label: int(tokens[0]) for label, tokens in found.items()}
-
-
-def _example(criterion: Criterion, mode: str) -> Question:
-    return Question(criterion, "", "" if mode == "pairwise" else None)
-
-
-# --- questions --------------------------------------------------------------------------------------------------------
-
-
-def question_of(criteria: Sequence[Criterion], task: Task) -> Question:
-    """The question of a task; the texts of a canary get their injected command here."""
-    criterion, texts = criteria[task.criterion], list(task.texts)
-    if task.injected is not None:
-        pairwise = len(texts) == 2
-        label = criterion.labels[task.injected] if pairwise else str(criterion.grades[1])
-        position = task.injected if pairwise else 0
-        texts[position] = canaries.inject(texts[position], task.variant, label=label)
-    return Question(criterion, texts[0], texts[1] if len(texts) == 2 else None, task.repeat)
-
-
-def _plan_tasks(store: Store, asked: Asked, index: int, judge: JudgeConfig, sending: Sending) -> None:
-    """Writes every question of a judge and its key, in one transaction."""
-    requests = _requests(judge, sending, asked)
-    units = _units_of_shard(store, asked.shard)
-    rows: list[tuple[int, int, int, int, int | None, bytes]] = []
-    with store.transaction(), progress(f"plan {judge.title}", len(units), "groups") as advance:
-        for task, unit, first, second in _tasks(store, asked, index, units, advance):
-            rows.append((unit, index, task.criterion, first, second, requests.key(question_of(asked.criteria, task))))
-            if len(rows) >= _PLAN_ROWS:
-                store.add_tasks(rows)
-                rows = []
-        store.add_tasks(rows)
-        store.put(f"planned {index}", True)
-
-
-def _units_of_shard(store: Store, shard: str) -> list[tuple[int, int, str, str, int | None, int]]:
-    part, num_parts = shard_of(shard)
-    return [unit for unit in store.units() if unit[1] % num_parts == part]
-
-
-def _tasks(
-    store: Store,
-    asked: Asked,
-    index: int,
-    units: Sequence[tuple[int, int, str, str, int | None, int]],
-    advance: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[Task, int, int, int | None]]:
-    """Every question in the order of asking: pair by pair, so that the criteria of a pair meet a warm prompt cache.
-
-    Yields:
-        The task (without id and key), its unit, and the slots of the texts shown.
-    """
-    for unit, group, _, variant, injected, repeat in units:
-        texts = [text for _, _, text in store.group(group)]
-        slots = range(len(texts))
-        if asked.mode == "individual":
-            shown: list[tuple[int, ...]] = [(slot,) for slot in slots if injected in (None, slot)]
-        else:
-            shown = [(i, j) for i in slots for j in slots if i != j and (injected is None or injected in (i, j))]
-        for places in shown:
-            for criterion in range(len(asked.criteria)):
-                task = Task(
-                    id=0,
-                    key=b"",
-                    judge=index,
-                    criterion=criterion,
-                    texts=tuple(texts[place] for place in places),
-                    injected=None if injected is None else places.index(injected),
-                    variant=variant,
-                    repeat=repeat,
-                )
-                yield task, unit, places[0], places[1] if len(places) == 2 else None
-        advance(1)
 
 
 # --- probing ----------------------------------------------------------------------------------------------------------
@@ -253,7 +137,7 @@ async def _probe_judge(store: Store, asked: Asked, index: int, judge: JudgeConfi
                     sending, exchange, _ = await probe(judge, question, _probe_sender(asking, state, question, asked))
                 except Final:
                     continue
-                key = _requests(judge, sending, asked).key(question)
+                key = requests_of(judge, sending, asked).key(question)
                 # The answer is the first of the run; its request is written with the others of its kind.
                 await writer.commit(functools.partial(_keep_probe, index, key, sending, exchange))
                 return
@@ -279,8 +163,8 @@ def _keep_probe(judge: int, key: bytes, sending: Sending, exchange: Exchange, st
 
 
 def _first_tasks(store: Store, asked: Asked, index: int) -> list[Task]:
-    units = _units_of_shard(store, asked.shard)[:PROBE_QUESTIONS]
-    tasks = [task for task, _, _, _ in _tasks(store, asked, index, units)]
+    units = units_of_shard(store, asked.shard)[:PROBE_QUESTIONS]
+    tasks = [task for task, _, _, _ in all_tasks(store, asked, index, units)]
     if not tasks:
         raise UserError(f"--shard {asked.shard}: no group falls into this part")
     return tasks[:: max(1, len(tasks) // PROBE_QUESTIONS)][:PROBE_QUESTIONS]
@@ -288,7 +172,7 @@ def _first_tasks(store: Store, asked: Asked, index: int) -> list[Task]:
 
 def _probe_sender(asking: Asking, judge: Judge, question: Question, asked: Asked) -> Callable[..., Any]:
     async def send(sending: Sending) -> tuple[Exchange, Reply | None]:
-        requests = _requests(judge.options, sending, asked)
+        requests = requests_of(judge.options, sending, asked)
         key = requests.key(question)
         body = requests.body(question, key, sending.num_choices)
         async for attempt in retries(judge.options, min(judge.options.max_attempts, PROBE_ATTEMPTS)):
@@ -310,7 +194,7 @@ def _probe_sender(asking: Asking, judge: Judge, question: Question, asked: Asked
 async def _ask_all(store: Store, asked: Asked, sendings: Sequence[Sending]) -> Stop | None:
     spending = spending_of(store, asked)
     judges = [
-        Judge(index, judge, Client(judge), _limiter(judge), _requests(judge, sending, asked))
+        Judge(index, judge, Client(judge), _limiter(judge), requests_of(judge, sending, asked))
         for index, (judge, sending) in enumerate(zip(asked.judges, sendings, strict=True))
     ]
     with Store(store.path, lock=False) as reader:

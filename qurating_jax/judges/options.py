@@ -1,11 +1,11 @@
 """Settings of judging: plain dataclasses that `judge run` and `judge batch submit` share, so that both mean one run."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 from urllib.parse import urlsplit
 
-from qurating_jax.config import identity, load, option
+from qurating_jax.config import decode, identity, load, load_yaml, option
 from qurating_jax.judges import criteria as known
 from qurating_jax.runtime.errors import UsageError
 
@@ -192,3 +192,10 @@ def shard_of(text: str) -> tuple[int, int]:
 def identity_of(judge: JudgeConfig) -> dict[str, object]:
     """What of a judge's settings can change its answers (limits, prices and the key's name cannot)."""
     return identity(judge) | {"key_env": ""}
+
+
+def recorded(path: str) -> JudgingOptions:
+    """The options of a run from its `config.yaml`, for the commands that work on its directory (`UsageError`)."""
+    names = {one.name for one in fields(JudgingOptions)}
+    values = {name: value for name, value in load_yaml(path).items() if name in names}
+    return decode(JudgingOptions, values, where=path)

@@ -154,6 +154,21 @@ def plan_excerpts(options: JudgingOptions, candidates: Candidates, groups: Seque
     return excerpts.plan_cuts(seed, groups, candidates.num_tokens, **limits)
 
 
+def ensure_plan(store: Store, options: JudgingOptions, sources: Sources, seed: int, rejected: str) -> Candidates | None:
+    """Fills the store with groups and excerpts, unless an earlier start has; returns the candidates if it looked.
+
+    Rows that are no documents are listed in the file `rejected`.
+    """
+    if store.get("plan") is not None:
+        return None
+    with Rejects(rejected, options.on_bad_row) as rejects:
+        candidates = survey_documents(options, sources, rejects)
+    design = choose_groups(options, sources, candidates, seed)
+    counts = candidates.counts | group_counts(options, sources, design)
+    write_plan(store, options, sources, candidates, design.groups, seed, counts)
+    return candidates
+
+
 def write_plan(
     store: Store,
     options: JudgingOptions,

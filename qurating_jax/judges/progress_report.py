@@ -5,16 +5,17 @@ from typing import Any
 
 from qurating_jax.judges.options import JudgeConfig
 from qurating_jax.judges.spending import cost
-from qurating_jax.judges.store import DONE, FAILED, FINAL, PENDING, Store
+from qurating_jax.judges.store import BATCHED, DONE, FAILED, FINAL, PENDING, Store
 
 
 def counts(store: Store, judges: Sequence[JudgeConfig] = ()) -> dict[str, Any]:
     """Counts of a store; with the judges' settings also what they cost at the user's prices.
 
-    `num_requests` are distinct requests; `num_open` are yet to be asked, `num_failed` may be asked again, and
+    `num_requests` are distinct requests; `num_open` are yet to be asked, `num_batched` are
+    with the batch API, `num_failed` may be asked again, and
     `num_unresolved` have an answer without a usable verdict (low mass, unparsed, content filter, context length).
     """
-    states = dict.fromkeys((PENDING, DONE, FAILED, FINAL), 0)
+    states = dict.fromkeys((PENDING, BATCHED, DONE, FAILED, FINAL), 0)
     for (_, state), count in store.num_requests().items():
         states[state] += count
     outcomes = dict(
@@ -24,6 +25,7 @@ def counts(store: Store, judges: Sequence[JudgeConfig] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {
         "num_requests": sum(states.values()),
         "num_open": states[PENDING],
+        "num_batched": states[BATCHED],
         "num_failed": states[FAILED],
         "num_unresolved": answered - outcomes.get("ok", 0),
         "outcomes": outcomes,

@@ -5,7 +5,7 @@ from typing import Any
 
 from qurating_jax.judges import reading
 from qurating_jax.judges.export import stored_criteria
-from qurating_jax.judges.llm import question_of
+from qurating_jax.judges.questions import question_of
 from qurating_jax.judges.replies import read_reply
 from qurating_jax.judges.requests import Sending
 from qurating_jax.judges.store import DONE, Store, Verdict

@@ -29,8 +29,8 @@ FILE = "judgments.sqlite"
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x71726A64  # "qrjd", so that a foreign SQLite file is known as one
 
-# States of a request. `final`: answered by a refusal that asking again would not change.
-PENDING, DONE, FAILED, FINAL = "pending", "done", "failed", "final"
+# States of a request. `batched`: with the batch API; `final`: refused, and asking again would not change that.
+PENDING, BATCHED, DONE, FAILED, FINAL = "pending", "batched", "done", "failed", "final"
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -47,7 +47,7 @@ CREATE INDEX task_key ON task (key);
 CREATE TABLE request (
     key BLOB PRIMARY KEY, judge INTEGER NOT NULL, state TEXT NOT NULL, outcome TEXT, p_second REAL, grade REAL,
     mass REAL, votes_first INTEGER NOT NULL DEFAULT 0, votes_second INTEGER NOT NULL DEFAULT 0,
-    votes_invalid INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+    votes_invalid INTEGER NOT NULL DEFAULT 0, batch INTEGER) WITHOUT ROWID;
 CREATE TABLE answer (key BLOB, part INTEGER, body BLOB NOT NULL, PRIMARY KEY (key, part)) WITHOUT ROWID;
 CREATE TABLE attempt (
     id INTEGER PRIMARY KEY, key BLOB NOT NULL, judge INTEGER NOT NULL, class TEXT NOT NULL, status INTEGER,
@@ -225,8 +225,13 @@ class Store:
             [(key, judge) for _, judge, _, _, _, key in rows],
         )
 
-    def pending(self, judge: int, after: int, most: int, states: Sequence[str] = (PENDING,)) -> list[Task]:
-        """The next tasks of a judge with an id above `after` whose request is in one of `states`, in order."""
+    def pending(
+        self, judge: int, after: int, most: int, states: Sequence[str] = (PENDING,), batch: int | None = None
+    ) -> list[Task]:
+        """The next tasks of a judge with an id above `after` whose request is in one of `states`, in order.
+
+        With `batch` those of that batch alone.
+        """
         marks = ", ".join("?" * len(states))
         rows = self._connection.execute(
             "SELECT task.id, task.key, task.judge, criterion, one.text, other.text, variant, injected_slot,"
@@ -235,10 +240,11 @@ class Store:
             " JOIN excerpt AS one ON one.grp = unit.grp AND one.slot = task.first"
             " LEFT JOIN excerpt AS other ON other.grp = unit.grp AND other.slot = task.second"
             f" WHERE task.judge = ? AND task.id > ? AND state IN ({marks})"
+            f"{'' if batch is None else ' AND request.batch = ?'}"
             # Two tasks may ask the same thing (equal texts under two ids): the first one asks it.
             " AND task.id = (SELECT min(id) FROM task AS same WHERE same.key = task.key AND same.judge = task.judge)"
             " ORDER BY task.id LIMIT ?",
-            (judge, after, *states, most),
+            (judge, after, *states, *(() if batch is None else (batch,)), most),
         )
         return [
             Task(
@@ -265,6 +271,16 @@ class Store:
         return self._connection.execute(
             f"UPDATE request SET state = 'pending', outcome = NULL WHERE state IN ({marks})", states
         ).rowcount
+
+    def set_batch(self, keys: Sequence[bytes], batch: int) -> None:
+        """Marks requests as being with the batch API, in the batch of this number."""
+        self._connection.executemany(
+            "UPDATE request SET state = 'batched', batch = ? WHERE key = ?", [(batch, key) for key in keys]
+        )
+
+    def release_batch(self, batch: int) -> None:
+        """What a batch did not answer is open again."""
+        self._connection.execute("UPDATE request SET state = 'pending' WHERE state = 'batched' AND batch = ?", (batch,))
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

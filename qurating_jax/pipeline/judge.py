@@ -53,7 +53,7 @@ def main(config: Config) -> dict[str, Any]:
         if run.state == "finished":
             return _resolved(config, run.counts)
         with _open_store(config, run) as store:
-            surveyed = _plan(config, run, sources, store)
+            surveyed = planning.ensure_plan(store, config, sources, config.seed, run.path("rejected.jsonl"))
             counts = store.get("counts")
             if config.judge.kind == "openai":
                 counts |= _ask_models(config, run, sources, store)
@@ -92,29 +92,20 @@ def _open_store(config: Config, run: manifest.Run) -> "Iterator[Store]":
         yield store
 
 
-def _plan(config: Config, run: manifest.Run, sources: "Sources", store: "Store") -> "Candidates | None":
-    """Fills the store with groups and excerpts, unless an earlier start has; returns the candidates if it looked."""
-    from qurating_jax.data.documents import Rejects
-    from qurating_jax.judges import planning
-
-    if store.get("plan") is not None:
-        return None
-    with Rejects(run.path("rejected.jsonl"), config.on_bad_row) as rejects:
-        candidates = planning.survey_documents(config, sources, rejects)
-    design = planning.choose_groups(config, sources, candidates, config.seed)
-    counts = candidates.counts | planning.group_counts(config, sources, design)
-    planning.write_plan(store, config, sources, candidates, design.groups, config.seed, counts)
-    return candidates
-
-
 def _ask_models(config: Config, run: manifest.Run, sources: "Sources", store: "Store") -> dict[str, Any]:
     """Collects the answers of language models; raises where the run is not complete."""
-    from qurating_jax.judges import export, llm, progress_report
+    from qurating_jax.judges import export, llm, progress_report, questions
 
-    stopped = llm.judge_store(store, _asked(config, sources), previous=sources.previous)
+    stopped = llm.judge_store(store, questions.asked_by(config, sources), previous=sources.previous)
     counts = progress_report.counts(store, sources.judges)
     if stopped is not None:
         llm.raise_stop(stopped, store.get("counts") | counts)
+    if counts["num_batched"]:
+        raise Unresolved(
+            f"{run.output}: {counts['num_batched']:,} requests are in batches; first `qurating judge batch collect "
+            f"{run.output}`, then the same command",
+            store.get("counts") | counts,
+        )
     if counts["num_failed"]:
         raise Unresolved(
             f"{run.output}: {counts['num_failed']:,} requests failed (`qurating judge failures {run.output}`); "
@@ -126,22 +117,6 @@ def _ask_models(config: Config, run: manifest.Run, sources: "Sources", store: "S
         return counts
     judges = export.stored_judges(store)
     return counts | {"judge": ", ".join(judges), "criteria": _statistics(sources.criteria_names, _mean(p_second))}
-
-
-def _asked(config: Config, sources: "Sources") -> Any:
-    from qurating_jax.judges.llm import Asked
-
-    return Asked(
-        judges=sources.judges,
-        criteria=sources.criteria,
-        mode=config.mode,
-        layout=config.layout,
-        shard=config.shard,
-        max_cost=config.max_cost,
-        max_requests=config.max_requests,
-        retry_failed=config.retry_failed,
-        allow_unresolved=config.allow_unresolved,
-    )
 
 
 def _ask_here(config: Config, run: manifest.Run, candidates: "Candidates | None", store: "Store") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from judges.mock_process import mock_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OLDER = Path(os.environ.get("QURATING_OLDER_OPENAI", REPOSITORY / ".cache" / "openai2"))
-WORDS = "the river rises in these hills because rain falls there in every month of the year".split()
+SENTENCE = "the river rises in these hills because rain falls there in every month of the year"
 
 
 @pytest.mark.parametrize("kind", ["installed", "older"])
@@ -21,9 +21,10 @@ def test_a_run_with_faults(kind, tmp_path):
         if not OLDER.is_dir():
             pytest.skip(f"no older openai at {OLDER} (.ci/run installs it; QURATING_OLDER_OPENAI names the folder)")
         environment["PYTHONPATH"] = str(OLDER)
+    words = SENTENCE.split()
     with open(tmp_path / "documents.jsonl", "w") as stream:
         for number in range(20):
-            text = " ".join([f"Text {number}:", *(WORDS[(number * 3 + i * i) % len(WORDS)] for i in range(60))])
+            text = " ".join([f"Text {number}:", *(words[(number * 3 + i * i) % len(words)] for i in range(60))])
             stream.write(json.dumps({"id": str(number), "text": text}) + "\n")
     faults = ["rate_limit_ms", "server_error", "truncated_json", "ok_html", "disconnect", "disconnect_mid_body", "ok"]
     with mock_server(script=("ok", *faults)) as server:

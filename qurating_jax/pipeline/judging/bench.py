@@ -47,10 +47,11 @@ def main(config: Config) -> dict[str, Any]:
 def _measure(config: Config, url: str, path: str) -> dict[str, float]:
     from qurating_jax.judges import criteria, llm
     from qurating_jax.judges.options import JudgeConfig
+    from qurating_jax.judges.questions import Asked
     from qurating_jax.judges.store import Store
 
     judge = JudgeConfig(kind="openai", model="mock-judge", base_url=url, concurrency=config.concurrency)
-    asked = llm.Asked(judges=[judge], criteria=criteria.load(criteria.NAMES), mode="pairwise", layout="criterion_first")
+    asked = Asked(judges=[judge], criteria=criteria.load(criteria.NAMES), mode="pairwise", layout="criterion_first")
     with Store(path, create=True) as store:
         _fill(store, config)
         llm.prepare(store, asked)  # the questions and their keys are written before the clock starts
