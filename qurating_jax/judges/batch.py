@@ -9,29 +9,30 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from qurating_jax.judges import reading
 from qurating_jax.judges.asking import FINAL_KINDS, read_exchange
+from qurating_jax.judges.batch_results import json_object, read_results
 from qurating_jax.judges.client import OK, Client, Exchange
 from qurating_jax.judges.criteria import Criterion
 from qurating_jax.judges.llm import prepare
 from qurating_jax.judges.options import JudgeConfig
 from qurating_jax.judges.questions import Asked, question_of, requests_of
-from qurating_jax.judges.replies import Usage, classify_error, error_details, read_reply
+from qurating_jax.judges.replies import Usage, read_reply
 from qurating_jax.judges.requests import Sending
-from qurating_jax.judges.store import BATCHED, DONE, FINAL, PENDING, Attempt, Store, Task, Verdict
+from qurating_jax.judges.store import BATCHED, DONE, FAILED, FINAL, PENDING, Attempt, Store, Task, Verdict
 from qurating_jax.runtime.errors import UserError
 
 MOST_REQUESTS = 50_000  # OpenAI's limits for a file: 50 000 requests and 200 MB
 MOST_BYTES = 190_000_000
 WINDOW = "24h"
+LOST = "unknown to the endpoint"
 ENDED = ("completed", "expired", "cancelled", "failed")
 _CHUNK = 256
-_RUN, _PART = "qurating_run", "qurating_part"  # metadata by which a batch is found again
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ def submit(store: Store, asked: Asked, *, previous: str = "") -> dict[str, Any]:
         UserError: the endpoint cannot answer a question in one reply, has no batch API, or does not answer.
     """
     sendings = prepare(store, asked, previous=previous)
+    if asked.retry_failed:
+        with store.transaction():
+            store.retry([FAILED])
     for judge, sending in zip(asked.judges, sendings, strict=True):
         if sending.num_choices > 1 and not sending.choices_at_once:
             raise UserError(f"judge {judge.title}: takes no `n`, so a question needs several replies; use `judge run`")
@@ -68,13 +72,21 @@ def refresh(store: Store, judges: Sequence[JudgeConfig]) -> list[Batch]:
     return asyncio.run(_refresh(store, judges))
 
 
-def collect(store: Store, judges: Sequence[JudgeConfig], criteria: Sequence[Criterion]) -> dict[str, Any]:
+def collect(
+    store: Store, judges: Sequence[JudgeConfig], criteria: Sequence[Criterion], *, release_lost: bool = False
+) -> dict[str, Any]:
     """Takes the results of ended batches into the store; a batch is taken whole or not at all, and once.
+
+    Args:
+        store: the run's store.
+        judges: its judges.
+        criteria: its criteria.
+        release_lost: open the requests of batches that the endpoint does not know (any more).
 
     Returns:
         `num_answers`, `num_errors` and `num_strange` (lines that are no result of ours), and those of `summary`.
     """
-    return asyncio.run(_collect(store, judges, criteria)) | summary(store)
+    return asyncio.run(_collect(store, judges, criteria, release_lost)) | summary(store)
 
 
 def batches(store: Store) -> list[Batch]:
@@ -158,18 +170,25 @@ async def _create(
     with store.transaction():
         _put(store, batch)
         store.set_batch(keys, batch.number)
-    uploaded = _body(judge, await client.upload(content, f"judgments-{batch.number}.jsonl"))
-    batch.file_id = str(uploaded.get("id"))
+    try:
+        uploaded = _body(judge, await client.upload(content, f"judgments-{batch.number}.jsonl"))
+    except UserError:
+        _drop(store, batch)  # a file alone answers nothing
+        raise
+    batch.file_id = uploaded["id"]
     with store.transaction():
         _put(store, batch)
     wanted = {
         "input_file_id": batch.file_id,
         "endpoint": "/v1/chat/completions",
         "completion_window": WINDOW,
-        "metadata": _metadata(store, batch),
+        "metadata": {"qurating_run": str(store.get("plan"))[:64], "qurating_part": f"{index}-{batch.number}"},
     }
-    created = _body(judge, await client.post("/batches", wanted))
-    batch.id, batch.status = str(created.get("id")), str(created.get("status"))
+    exchange = await client.post("/batches", wanted)
+    if exchange.status is not None and 400 <= exchange.status < 500:
+        _drop(store, batch)  # refused for certain; after anything else it may exist
+    created = _body(judge, exchange)
+    batch.id, batch.status = created["id"], str(created.get("status"))
     with store.transaction():
         _put(store, batch)
     log.info("judge %s: batch %s with %d requests", judge.title, batch.id, batch.num_requests)
@@ -182,45 +201,58 @@ async def _resolve_unknown(store: Store, client: Client, index: int) -> None:
             continue
         found = None
         if batch.file_id is not None:
-            exchange = await client.get("/batches?limit=100")
-            listed = _json(exchange.content).get("data") if exchange.kind == OK else None
-            if not isinstance(listed, list):
-                raise UserError(
-                    f"batch {batch.number} may exist at the endpoint, which does not list its batches "
-                    f"({exchange.error}); try again later"
-                )
-            metadata = _metadata(store, batch)
-            found = next((one for one in listed if isinstance(one, dict) and one.get("metadata") == metadata), None)
+            found = await _find(client, batch)
+        if found is None:
+            _drop(store, batch)
+            continue
+        batch.id, batch.status = str(found.get("id")), str(found.get("status"))
         with store.transaction():
-            if found is None:
-                store.release_batch(batch.number)
-                batch.status, batch.is_collected, batch.id = "never created", True, ""
-            else:
-                batch.id, batch.status = str(found.get("id")), str(found.get("status"))
             _put(store, batch)
 
 
-def _metadata(store: Store, batch: Batch) -> dict[str, str]:
-    return {_RUN: str(store.get("plan"))[:64], _PART: f"{batch.judge}-{batch.number}-{batch.file_id}"}
+async def _find(client: Client, batch: Batch) -> dict[str, Any] | None:
+    """The endpoint's batch that was made of this one's file."""
+    after = ""
+    while True:
+        exchange = await client.get(f"/batches?limit=100{after}")
+        page = json_object(exchange.content) if exchange.kind == OK else {}
+        listed = page.get("data")
+        if not isinstance(listed, list):
+            raise UserError(
+                f"batch {batch.number} may exist at the endpoint, which does not list its batches "
+                f"({exchange.error}); try again later"
+            )
+        batches_there = [one for one in listed if isinstance(one, dict)]
+        for one in batches_there:
+            if one.get("input_file_id") == batch.file_id:
+                return one
+        if not page.get("has_more") or not batches_there:
+            return None
+        after = f"&after={_quoted(batches_there[-1].get('id'))}"
+
+
+def _drop(store: Store, batch: Batch) -> None:
+    """A batch that does not exist: its requests are open again."""
+    batch.status, batch.is_collected = "not created", True
+    with store.transaction():
+        store.release_batch(batch.number)
+        _put(store, batch)
+
+
+def _quoted(name: Any) -> str:
+    """A server's id as one part of a path."""
+    return quote(str(name), safe="")
 
 
 def _body(judge: JudgeConfig, exchange: Exchange) -> dict[str, Any]:
     """The JSON of a good reply; anything else is the user's to know."""
-    body = _json(exchange.content) if exchange.kind == OK else {}
+    body = json_object(exchange.content) if exchange.kind == OK else {}
     if not isinstance(body.get("id"), str):
         raise UserError(
             f"judge {judge.title}: the batch API of {judge.base_url} answers {exchange.error or 'no id'}; "
             "the same command goes on from here"
         )
     return body
-
-
-def _json(content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 # --- collecting -------------------------------------------------------------------------------------------------------
@@ -235,14 +267,19 @@ async def _refresh(store: Store, judges: Sequence[JudgeConfig]) -> list[Batch]:
 
 
 async def _look(store: Store, client: Client, judge: JudgeConfig, batch: Batch) -> dict[str, Any]:
-    body = _body(judge, await client.get(f"/batches/{batch.id}"))
-    batch.status = str(body.get("status"))
+    exchange = await client.get(f"/batches/{_quoted(batch.id)}")
+    body = {} if exchange.status == 404 else _body(judge, exchange)
+    batch.status = str(body.get("status")) if body else LOST
+    if not body:
+        log.warning("judge %s: the endpoint does not know batch %s (--release_lost asks anew)", judge.title, batch.id)
     with store.transaction():
         _put(store, batch)
     return body
 
 
-async def _collect(store: Store, judges: Sequence[JudgeConfig], criteria: Sequence[Criterion]) -> dict[str, int]:
+async def _collect(
+    store: Store, judges: Sequence[JudgeConfig], criteria: Sequence[Criterion], release_lost: bool
+) -> dict[str, int]:
     counts = {"num_answers": 0, "num_errors": 0, "num_strange": 0}
     async with _clients(judges) as clients:
         for batch in batches(store):
@@ -250,6 +287,8 @@ async def _collect(store: Store, judges: Sequence[JudgeConfig], criteria: Sequen
                 continue
             client, judge = clients[batch.judge], judges[batch.judge]
             body = await _look(store, client, judge, batch)
+            if batch.status == LOST and release_lost:
+                _drop(store, batch)
             if batch.status not in ENDED:
                 continue
             files = [body.get("output_file_id"), body.get("error_file_id")]
@@ -260,7 +299,7 @@ async def _collect(store: Store, judges: Sequence[JudgeConfig], criteria: Sequen
 
 
 async def _download(client: Client, judge: JudgeConfig, name: str) -> bytes:
-    exchange = await client.get(f"/files/{name}/content")
+    exchange = await client.get(f"/files/{_quoted(name)}/content")
     if exchange.kind != OK:
         raise UserError(f"judge {judge.title}: file {name} of a batch: {exchange.error}; run this again")
     return exchange.content
@@ -275,13 +314,16 @@ def _take(
     counts: dict[str, int],
 ) -> None:
     """Everything that a batch brought, in one transaction; what it did not answer is open again."""
-    results = dict(_results(content, counts))
+    results: dict[bytes, Exchange] = {}
+    for key, exchange in read_results(content, counts):
+        if results.setdefault(key, exchange) is not exchange:
+            counts["num_strange"] += 1
     sending = Sending(**store.get(f"sending {batch.judge}"))
     with store.transaction():
         for task in _tasks(store, batch.judge, BATCHED, batch.number):
-            exchange = results.pop(task.key, None)
-            if exchange is not None:
-                _take_one(store, judge, criteria, sending, task, exchange, counts)
+            result = results.pop(task.key, None)
+            if result is not None:
+                _take_one(store, judge, criteria, sending, task, result, counts)
         counts["num_strange"] += len(results)
         store.release_batch(batch.number)
         batch.is_collected = True
@@ -302,7 +344,8 @@ def _take_one(
         *(f"batch: {kind}", exchange.status, exchange.request_id, exchange.started, exchange.finished),
         *(None, exchange.error, usage or Usage()),
     )
-    store.add_attempt(task.key, task.judge, attempt)
+    if exchange.status is not None:  # what an expired batch never asked was no attempt
+        store.add_attempt(task.key, task.judge, attempt)
     counts["num_answers" if reply is not None else "num_errors"] += 1
     if kind in FINAL_KINDS:
         store.set_verdict(task.key, FINAL, Verdict(kind))
@@ -314,31 +357,6 @@ def _take_one(
     if reading.num_choices(replies) >= sending.num_choices:
         found = reading.read_verdict(question_of(criteria, task), sending, replies, judge.min_mass)
         store.set_verdict(task.key, DONE, found)
-
-
-def _results(content: bytes, counts: dict[str, int]) -> Iterator[tuple[bytes, Exchange]]:
-    """The results in the lines of a batch's files, by key; lines that are none are counted."""
-    now = time.time()
-    for line in content.splitlines():
-        if not line.strip():
-            continue
-        result = _json(line)
-        try:
-            key = bytes.fromhex(result["custom_id"])
-            response = result.get("response") or {}
-            status = int(response.get("status_code") or 0)
-            body = json.dumps(response.get("body"), separators=(",", ":")).encode()
-            request_id = str(response.get("request_id") or "")[:200] or None
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-            counts["num_strange"] += 1
-            continue
-        kind, error = OK, None
-        if status != 200:
-            told = result.get("error")
-            code = told.get("code") if isinstance(told, dict) else None
-            kind = str(classify_error(status, body, "application/json")) if status else "not answered"
-            error = f"HTTP {status}: {error_details(body)[0]}" if status else str(code)[:200]
-        yield key, Exchange(kind, status or None, body, error, request_id, None, None, now, now)
 
 
 def _tasks(store: Store, judge: int, state: str, batch: int | None = None) -> Iterator[Task]:

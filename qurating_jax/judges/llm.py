@@ -109,8 +109,15 @@ def _note_judge(store: Store, index: int, judge: JudgeConfig, old: Store | None)
         for number in range((old.get("num_judges") or 0) if old is not None else 0):
             assert old is not None
             known = old.get(f"judge {number}")
-            if known is not None and known["identity"] == identity and old.get(f"sending {number}") is not None:
+            same = known is not None and _asks_alike(known["identity"], identity)
+            if same and old.get(f"sending {number}") is not None:
                 store.put(f"sending {index}", old.get(f"sending {number}"))
+
+
+def _asks_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """True where two judges get the same requests: a name and the reading of answers make no difference."""
+    unasked = {"name": "", "min_mass": 0.0}
+    return one | unasked == other | unasked
 
 
 # --- probing ----------------------------------------------------------------------------------------------------------

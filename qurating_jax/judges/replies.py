@@ -18,6 +18,7 @@ _TOKEN_SPACE = " \t\r\n\u2581ĠĊ"
 _WRAPPING = " \t\r\n\"'`“”‘’«»()[]{}<>*_.:"
 _LARGEST_COUNT = 2**53  # of tokens: more is nonsense, and would not fit a column
 _MESSAGE_CHARACTERS = 1000
+_MOST_AMBIGUOUS = 0.05  # probability of grades that may be others, up to which the rest stands for all
 
 
 class BadReply(ValueError):
@@ -238,7 +239,8 @@ def grade_from_logprobs(reply: Reply, lowest: int, highest: int, min_mass: float
     """The expected grade, `lowest` to `highest`, over the first token's candidates that are whole grades.
 
     A candidate that also begins a longer grade ("1" of "10") may be either, and is left out (which lowers `mass`),
-    unless that longer grade is a candidate itself: then the tokenizer has it whole. Else as `pair_from_logprobs`.
+    unless that longer grade is a candidate itself: then the tokenizer has it whole. Where much is left out, the rest
+    would be a grade of its own making: then the outcome is "low_mass". Else as `pair_from_logprobs`.
     """
     choice = reply.choices[0]
     if choice.is_filtered or choice.top is None:
@@ -246,16 +248,21 @@ def grade_from_logprobs(reply: Reply, lowest: int, highest: int, min_mass: float
     grades = _grades(lowest, highest)
     candidates = [(token.strip(_TOKEN_SPACE), logprob) for token, logprob in choice.top]
     words = {word for word, _ in candidates}
-    total = weighted = 0.0
+    total = weighted = ambiguous = 0.0
     for word, logprob in candidates:
-        if word in grades and (not grades[word] or words & grades[word]):
-            probability = math.exp(logprob)
+        probability = math.exp(logprob)
+        if word not in grades:
+            continue
+        if grades[word] and not words & grades[word]:
+            ambiguous += probability
+        else:
             total += probability
             weighted += probability * int(word)
     if total == 0.0:
         return GradeVerdict(None, 0.0, 0, 0, "unparsed")
     mass = min(total, 1.0)
-    return GradeVerdict(weighted / total, mass, 0, 0, "ok" if mass >= min_mass else "low_mass")
+    is_sure = mass >= min_mass and ambiguous <= _MOST_AMBIGUOUS
+    return GradeVerdict(weighted / total, mass, 0, 0, "ok" if is_sure else "low_mass")
 
 
 def grade_from_samples(

@@ -20,18 +20,23 @@ _ATTEMPT = (
 
 
 def take_over(store: Store, path: str) -> int:
-    """Copies the answers of another store to open requests that are the same; returns how many that settles."""
+    """Copies the answers of another store to open requests that are the same; returns how many are new here.
+
+    Answers are read anew when their turn comes (this run may read them in another way, and reading is free); refusals
+    are taken as they are.
+    """
     with _attached(store, path):
-        store.query(
-            "INSERT OR IGNORE INTO answer SELECT * FROM other.answer"
+        answers = store.query(
+            "INSERT OR IGNORE INTO main.answer SELECT * FROM other.answer"
             " WHERE key IN (SELECT key FROM main.request WHERE state IN ('pending', 'failed'))"
         )
-        return store.query(
+        refusals = store.query(
             f"UPDATE main.request SET (state, {_VERDICT}) = "
             f"(SELECT theirs.state, {_VERDICT} FROM other.request AS theirs WHERE theirs.key = request.key)"
             " WHERE state IN ('pending', 'failed')"
-            " AND key IN (SELECT key FROM other.request WHERE state IN ('done', 'final'))"
-        ).rowcount
+            " AND key IN (SELECT key FROM other.request WHERE state = 'final')"
+        )
+        return answers.rowcount + refusals.rowcount
 
 
 def merge(directories: Sequence[str], output: str) -> dict[str, Any]:
@@ -110,6 +115,8 @@ def _plan_of(directory: str) -> tuple[Any, ...]:
             (store.get(f"judge {index}"), store.get(f"sending {index}"))
             for index in range(store.get("num_judges") or 0)
         ]
+        if store.query("SELECT 1 FROM request WHERE state = 'batched' LIMIT 1").fetchone():
+            raise UserError(f"{directory}: has requests in batches; `qurating judge batch collect {directory}` first")
         return store.get("plan"), store.get("layout"), store.get("mode"), judges
 
 

@@ -8,6 +8,7 @@ from judges.mock_process import mock_server
 
 from qurating_jax.__main__ import main
 from qurating_jax.judges import batch
+from qurating_jax.judges.batch_results import read_results
 from qurating_jax.judges.client import Client
 from qurating_jax.judges.store import open_to_read
 from qurating_jax.runtime.errors import EXIT_OK, EXIT_UNRESOLVED, EXIT_USAGE
@@ -179,8 +180,57 @@ def test_lines_that_are_no_results_are_counted():
         b'{"custom_id": "00fe", "response": null, "error": {"code": "batch_expired"}}',
         b'{"custom_id": "00fd", "response": 7}',
         b'{"custom_id": 5}',
+        b'{"custom_id": "00fc", "response": {"status_code": Infinity}}',
+        b'{"custom_id": "00fb", "response": {"status_code": 1000000000000000000000000000000}}',
+        b'{"custom_id": "00fa", "response": {"status_code": true}}',
     ]
     counts = {"num_strange": 0}
-    found = dict(batch._results(b"\n".join(lines), counts))
+    found = dict(read_results(b"\n".join(lines), counts))
     assert {key: exchange.kind for key, exchange in found.items()} == {b"\0\xff": "ok", b"\0\xfe": "not answered"}
-    assert counts["num_strange"] == 5
+    assert counts["num_strange"] == 8
+
+
+def test_an_endpoint_without_batches_leaves_the_run_as_it_was(documents, tmp_path, monkeypatch, capsys):
+    async def missing(self, content, name):
+        return await self.post("/no/such/place", {})
+
+    with mock_server() as server:
+        command = options(documents, tmp_path / "run", server)
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "upload", missing)
+            assert main(["judge", "batch", "submit", *command]) == 1
+        assert "batch API" in capsys.readouterr().err
+        assert main(["judge", "run", *command]) == EXIT_OK
+
+
+def test_a_batch_that_the_endpoint_has_lost(documents, tmp_path):
+    with mock_server(batch_seconds=60.0) as server:
+        command = options(documents, tmp_path / "run", server)
+        assert main(["judge", "batch", "submit", *command]) == EXIT_OK
+        server.stop()
+    with mock_server() as server:
+        words = (tmp_path / "run" / "config.yaml").read_text().splitlines()
+        lines = [f"  base_url: {server.base_url}" if "base_url" in line else line for line in words]
+        (tmp_path / "run" / "config.yaml").write_text("\n".join(lines))
+        assert main(["judge", "batch", "collect", str(tmp_path / "run")]) == EXIT_OK
+        with open_to_read(str(tmp_path / "run")) as store:
+            assert batch.summary(store)["num_batched"] == NUM_REQUESTS - 1
+        assert main(["judge", "batch", "collect", str(tmp_path / "run"), "--release_lost"]) == EXIT_OK
+        with open_to_read(str(tmp_path / "run")) as store:
+            assert batch.summary(store)["num_batched"] == 0
+
+
+def test_the_first_of_two_results_counts(documents, tmp_path, monkeypatch):
+    real = batch._download
+
+    async def doubled(client, judge, name):
+        content = await real(client, judge, name)
+        first = json.loads(content.splitlines()[0])
+        error = {"status_code": 500, "body": {"error": {"message": "late"}}, "request_id": "\udc80"}
+        return content + b"\n" + json.dumps(first | {"response": error}).encode()
+
+    monkeypatch.setattr(batch, "_download", doubled)
+    with mock_server() as server:
+        command = options(documents, tmp_path / "run", server)
+        assert main(["judge", "batch", "submit", *command]) == EXIT_OK
+        assert collect(tmp_path / "run")["num_open"] == 0

@@ -37,7 +37,7 @@ def sent(output):
         (
             {"no_logprobs": True, "max_tokens_only": True, "no_temperature": True, "no_n": True},
             {},
-            {"method": "samples", "max_tokens_name": "max_tokens", "temperature": None, "choices_at_once": False},
+            {"method": "samples", "max_tokens_name": "max_tokens", "temperature": 1.0, "choices_at_once": False},
             "votes of 4",
             None,
         ),

@@ -218,11 +218,11 @@ def test_answers_of_another_store_are_taken_over(tmp_path):
         fill(ours, [*KEYS, b"n" * 32])
         ours.add_answer(KEYS[4], 0, b"ours")
         ours.set_verdict(KEYS[4], DONE, Verdict("ok", p_second=0.9))
-        assert take_over(ours, other) == 2
+        assert take_over(ours, other) == 3
         assert take_over(ours, other) == 0
         states = {key: tuple(row) for key, *row in ours.query("SELECT key, state, outcome, p_second FROM request")}
         assert states == {
-            KEYS[0]: (DONE, "ok", 0.75),
+            KEYS[0]: (PENDING, None, None),  # read anew, by the rules of this run
             KEYS[1]: (FINAL, "content_filter", None),
             KEYS[2]: (PENDING, None, None),
             KEYS[3]: (PENDING, None, None),

@@ -241,6 +241,15 @@ PASSING = ("rate_limit_seconds", "rate_limit_ms", "rate_limit_date", "rate_limit
            "disconnect_mid_body", "lost_reply")  # fmt: skip
 
 
+def test_another_reading_of_earlier_answers(server, documents, tmp_path):
+    assert run(command(server, documents, tmp_path / "run")).code == 0
+    server.reset()
+    done = run(command(server, documents, tmp_path / "next", previous=tmp_path / "run", judge_min_mass=0.999))
+    assert server.stats()["requests"] == 0
+    assert {row["outcome"] for row in verdicts(tmp_path / "next")} == {"low_mass"}
+    assert done.code == 3
+
+
 def test_faults_that_pass_leave_no_trace_in_the_result(documents, tmp_path, undisturbed):
     script = ("ok", *PASSING)
     with mock_server(script=script, long_retry_after=1.5) as server:

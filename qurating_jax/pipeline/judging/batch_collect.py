@@ -12,6 +12,7 @@ class Config(InspectConfig):
     """Options of `qurating judge batch collect`."""
 
     judgments: str = option("", "the output directory of the run", positional=True)
+    release_lost: bool = option(False, "ask anew what is in batches that the endpoint does not know (any more)")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def main(config: Config) -> dict[str, Any]:
     require(config, "judgments")
     with Store(storage.join(config.judgments, FILE)) as store:
         judges = recorded(storage.join(config.judgments, "config.yaml")).judges()
-        counts = batch.collect(store, judges, stored_criteria(store))
+        counts = batch.collect(store, judges, stored_criteria(store), release_lost=config.release_lost)
     print(
         f"{counts['num_answers']:,} answers, {counts['num_errors']:,} errors, {counts['num_waiting']} batches still at "
         f"work, {counts['num_open']:,} requests open"
