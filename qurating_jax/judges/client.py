@@ -199,11 +199,12 @@ def is_openai(judge: JudgeConfig) -> bool:
 
 
 def import_openai() -> Any:
-    """The package `openai`; raises UserError where it is not installed."""
+    """The package `openai`; raises UserError where it, or what retries its requests, is not installed."""
     try:
         import openai
+        import stamina  # noqa: F401 - used by `asking`, which cannot be imported without it
     except ModuleNotFoundError:
-        raise UserError("an LLM judge needs the package openai: pip install 'qurating-jax[judge]'") from None
+        raise UserError("an LLM judge needs openai and stamina: pip install 'qurating-jax[judge]'") from None
     return openai
 
 

@@ -48,6 +48,9 @@ def main(config: Config) -> dict[str, Any]:
             candidates = planning.survey_documents(config, sources, rejects)
         return _dry_run(config, sources, candidates)
     if config.judge.kind == "openai":
+        from qurating_jax.judges.client import import_openai
+
+        import_openai()
         require_local(config)
     with open_run(config, "judge run", sources.inputs) as run:
         if run.state == "finished":

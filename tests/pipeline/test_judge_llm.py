@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import sqlite3
+import sys
 import time
 import zlib
 
@@ -549,6 +550,14 @@ def test_criteria_that_are_none(server, documents, tmp_path):
     found = run(command(server, documents, tmp_path / "run", criteria=(path,)))
     assert found.code in (1, 2)
     assert "document_b" in found.error
+
+
+def test_a_missing_package_is_named(documents, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "stamina", None)
+    done = run(command("http://127.0.0.1:9/v1", documents, tmp_path / "run"))
+    assert done.code == 1
+    assert "pip install 'qurating-jax[judge]'" in done.error
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unreachable_endpoint(documents, tmp_path):

@@ -15,6 +15,9 @@ class Config(StageConfig, JudgingOptions):
 
 def main(config: Config) -> dict[str, Any]:
     """Plans the run where that has not been done, asks the probe's one question online, and submits the rest."""
+    from qurating_jax.judges.client import import_openai
+
+    import_openai()
     from qurating_jax.judges import batch, planning, questions
     from qurating_jax.judges.store import FILE, Store
 

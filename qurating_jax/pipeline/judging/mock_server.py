@@ -5,6 +5,7 @@ from typing import Any
 
 from qurating_jax.config import option
 from qurating_jax.judges.mock_options import MockOptions
+from qurating_jax.runtime.errors import UserError
 from qurating_jax.stage import InspectConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -27,7 +28,10 @@ class Config(InspectConfig, MockOptions):
 
 def main(config: Config) -> dict[str, Any]:
     """Prints `listening on URL` when the server takes requests, and serves until Ctrl-C; returns its statistics."""
-    from qurating_jax.judges import mock_server
+    try:
+        from qurating_jax.judges import mock_server
+    except ModuleNotFoundError as error:
+        raise UserError(f"the mock server needs {error.name}: pip install 'qurating-jax[judge]'") from None
 
     return mock_server.serve(config, host=config.host, port=config.port, ready=_announce)
 
