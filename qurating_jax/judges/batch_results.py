@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qurating_jax.judges.client import OK, Exchange
-from qurating_jax.judges.replies import classify_error, error_details
+from qurating_jax.judges.refusals import classify_error, error_details
 
 
 def read_results(content: bytes, counts: dict[str, int]) -> Iterator[tuple[bytes, Exchange]]:

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from qurating_jax.judges.limits import retry_after_seconds
 from qurating_jax.judges.options import OPENAI_URL, JudgeConfig
-from qurating_jax.judges.replies import classify_error, error_details
+from qurating_jax.judges.refusals import classify_error, error_details
 from qurating_jax.runtime.errors import UserError
 
 CONNECT_SECONDS = 10.0
@@ -31,7 +31,7 @@ class Exchange:
     """What came of one request.
 
     Attributes:
-        kind: "ok", a class of `replies.classify_error`, "timeout" or "connection".
+        kind: "ok", a class of `refusals.classify_error`, "timeout" or "connection".
         status: HTTP status, None where no reply came.
         content: body of the reply, keys blotted out.
         error: one line about a failure, keys blotted out.

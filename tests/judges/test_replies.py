@@ -7,16 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qurating_jax.judges.refusals import ErrorClass, classify_error, error_details
 from qurating_jax.judges.replies import (
     BadReply,
     Choice,
-    ErrorClass,
     GradeVerdict,
     PairVerdict,
     Reply,
     Usage,
-    classify_error,
-    error_details,
     grade_from_logprobs,
     grade_from_samples,
     pair_from_logprobs,
