@@ -32,6 +32,6 @@ def main(config: Config) -> dict[str, Any]:
         export.export(store, lambda name: storage.join(directory, name), config.aggregate)
         counts = progress_report.counts(store)
     print(
-        f"{directory}: {counts['num_requests'] - counts['num_open']:,} of {counts['num_requests']:,} requests answered"
+        f"{directory}: {counts['num_requests'] - counts['num_open']:,} of {counts['num_requests']:,} requests settled"
     )
     return counts
