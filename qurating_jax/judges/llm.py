@@ -185,14 +185,19 @@ def _probe_sender(asking: Asking, judge: Judge, question: Question, asked: Asked
         async for attempt in retries(judge.options, min(judge.options.max_attempts, PROBE_ATTEMPTS)):
             with attempt:
                 while True:
-                    # What is empty for want of logprobs or of tokens is for the probe to tell.
-                    kind, exchange, reply = await asking.exchange(judge, key, body, None, lambda reply: False)
+                    kind, exchange, reply = await asking.exchange(judge, key, body, None, _says_nothing)
                     if reply is not None or kind in ("unsupported_parameter", "bad_request"):
                         return exchange, reply
                     asking.react(judge, kind, exchange)
         raise AssertionError("the retries end with a reply or an exception")
 
     return send
+
+
+def _says_nothing(reply: Reply) -> bool:
+    """True for a slip of the server; what is empty for want of logprobs or of tokens is for the probe to tell."""
+    first = reply.choices[0]
+    return first.text is None and not first.is_filtered and first.finish_reason != "length"
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

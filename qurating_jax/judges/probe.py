@@ -65,7 +65,7 @@ def _adjust_error(judge: JudgeConfig, sending: Sending, exchange: Exchange) -> S
         log.warning("%s takes no %d top_logprobs; %d are asked", where, sending.top_logprobs, FEWER_TOP_LOGPROBS)
         return dataclasses.replace(sending, top_logprobs=FEWER_TOP_LOGPROBS)
     elif name in ("logprobs", "top_logprobs"):
-        return _without_logprobs(judge, "refuses logprobs")
+        return _without_logprobs(judge, sending, "refuses logprobs")
     elif name == "n" and sending.choices_at_once and sending.num_choices > 1:
         log.warning(
             "%s takes no `n`: a question costs %d requests, and its prompt as often", where, sending.num_choices
@@ -84,7 +84,7 @@ def _adjust_reply(judge: JudgeConfig, question: Question, sending: Sending, repl
         log.warning("%s does not heed max_completion_tokens (%d tokens came)", where, reply.usage.completion_tokens)
         return dataclasses.replace(sending, max_tokens_name="max_tokens")
     if sending.method == "logprobs" and reply.choices[0].text is not None and not reply.choices[0].top:
-        return _without_logprobs(judge, "answers without logprobs")
+        return _without_logprobs(judge, sending, "answers without logprobs")
     if is_empty(reply, sending):
         raise UserError(
             f"{where} answers without a text (finish_reason {reply.choices[0].finish_reason}); where the model reasons "
@@ -100,9 +100,9 @@ def _adjust_reply(judge: JudgeConfig, question: Question, sending: Sending, repl
     return sending
 
 
-def _without_logprobs(judge: JudgeConfig, what: str) -> Sending:
+def _without_logprobs(judge: JudgeConfig, sending: Sending, what: str) -> Sending:
     where = f"judge {judge.title}: {judge.base_url}"
     if judge.method == "logprobs":
         raise UserError(f"{where} {what}; --judge.method samples counts votes instead")
     log.warning("%s %s: verdicts are votes of %d generations", where, what, judge.samples)
-    return wanted(judge, "samples")
+    return dataclasses.replace(wanted(judge, "samples"), max_tokens_name=sending.max_tokens_name)

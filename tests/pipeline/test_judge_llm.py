@@ -633,7 +633,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(server, documents, tmp_path, mo
     assert full.code == 1
     assert "database or disk is full" in full.error
     num_stored = len(query(tmp_path / "run", "SELECT key FROM answer"))
-    assert 10 <= num_stored < 80
+    assert 0 < num_stored < 80  # the commit that failed may have held several answers
     server.reset()
     assert run(words).code == 0
     assert server.stats()["requests"] == 80 - num_stored
