@@ -1,9 +1,10 @@
 """Options of the mock server (`judges.mock_server`): what it knows, what it refuses, what goes wrong."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from qurating_jax.config import option
 from qurating_jax.judges.mock_faults import FAULTS, TRANSIENT
 
 # Commands as in `judges.canaries`, and of their kind.
@@ -13,11 +14,6 @@ COMMAND = (
 )
 
 
-def _option(default: Any, help: str) -> Any:
-    """A field with its help text, as the config library reads it from the fields of a stage's config."""
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class MockOptions:
     """How the mock server judges and fails. All draws are functions of the seed and of what they are for.
@@ -25,54 +21,54 @@ class MockOptions:
     The defaults give a judge with known scores, a slight preference for the first text, and no faults.
     """
 
-    seed: int = _option(0, "seed of the scores, samples and faults")
+    seed: int = option(0, "seed of the scores, samples and faults")
 
-    scores: Literal["hash", "length"] = _option(
+    scores: Literal["hash", "length"] = option(
         "hash", "a text's score: standard normal by hash; thousands of characters"
     )
-    scale: float = _option(2.0, "logits that a difference in score of 1 counts")
-    position_bias: float = _option(0.25, "logits in favour of the text shown first")
-    label_mass: float = _option(0.98, "logprobs: probability on the labels; the rest is on other words")
-    invalid_share: float = _option(0.0, "samples: share of the replies without a verdict")
-    chattiness: float = _option(0.0, "share of the replies that are a sentence around the verdict")
-    obeys_injections: float = _option(0.0, "share of the texts with a command that are preferred because of it")
-    injection_pattern: str = _option(COMMAND, "regular expression of a command in a text")
-    filter_share: float = _option(0.0, "share of the texts that the content filter always refuses")
-    lowest_grade: int = _option(1, "prompts with one text: lowest grade")
-    highest_grade: int = _option(10, "prompts with one text: highest grade")
+    scale: float = option(2.0, "logits that a difference in score of 1 counts")
+    position_bias: float = option(0.25, "logits in favour of the text shown first")
+    label_mass: float = option(0.98, "logprobs: probability on the labels; the rest is on other words")
+    invalid_share: float = option(0.0, "samples: share of the replies without a verdict")
+    chattiness: float = option(0.0, "share of the replies that are a sentence around the verdict")
+    obeys_injections: float = option(0.0, "share of the texts with a command that are preferred because of it")
+    injection_pattern: str = option(COMMAND, "regular expression of a command in a text")
+    filter_share: float = option(0.0, "share of the texts that the content filter always refuses")
+    lowest_grade: int = option(1, "prompts with one text: lowest grade")
+    highest_grade: int = option(10, "prompts with one text: highest grade")
 
-    models: tuple[str, ...] = _option(("mock-judge",), "known models; another one is answered with 404")
-    require_key: bool = _option(False, "401 without the key that stands in the environment variable MOCK_API_KEY")
-    no_logprobs: bool = _option(False, "400 for logprobs")
-    ignores_logprobs: bool = _option(False, "logprobs are taken and left out of the reply")
-    max_top_logprobs: int = _option(20, "400 for more top_logprobs")
-    no_n: bool = _option(False, "400 for n above 1")
-    max_n: int = _option(128, "no reply has more choices, whatever n says")
-    no_temperature: bool = _option(False, "400 for a temperature that is not 1")
-    max_tokens_only: bool = _option(False, "400 for max_completion_tokens")
-    max_completion_tokens_only: bool = _option(False, "400 for max_tokens")
-    no_logit_bias: bool = _option(False, "400 for logit_bias")
-    no_structured_outputs: bool = _option(False, "400 for structured_outputs (as OpenAI; vLLM takes it)")
-    prefix_cache: bool = _option(False, "count cached tokens: prefixes of 1024 tokens and more that were seen before")
+    models: tuple[str, ...] = option(("mock-judge",), "known models; another one is answered with 404")
+    require_key: bool = option(False, "401 without the key that stands in the environment variable MOCK_API_KEY")
+    no_logprobs: bool = option(False, "400 for logprobs")
+    ignores_logprobs: bool = option(False, "logprobs are taken and left out of the reply")
+    max_top_logprobs: int = option(20, "400 for more top_logprobs")
+    no_n: bool = option(False, "400 for n above 1")
+    max_n: int = option(128, "no reply has more choices, whatever n says")
+    no_temperature: bool = option(False, "400 for a temperature that is not 1")
+    max_tokens_only: bool = option(False, "400 for max_completion_tokens")
+    max_completion_tokens_only: bool = option(False, "400 for max_tokens")
+    no_logit_bias: bool = option(False, "400 for logit_bias")
+    no_structured_outputs: bool = option(False, "400 for structured_outputs (as OpenAI; vLLM takes it)")
+    prefix_cache: bool = option(False, "count cached tokens: prefixes of 1024 tokens and more that were seen before")
 
-    latency_seconds: float = _option(0.0, "time that an answer takes")
-    max_concurrency: int = _option(0, "429 above so many requests at once; 0: no limit")
-    requests_per_minute: float = _option(0.0, "429 with Retry-After above it; 0: no limit")
-    tokens_per_minute: float = _option(0.0, "429 with Retry-After above it; 0: no limit")
-    burst_seconds: float = _option(1.0, "the limits per minute let the budget of so many seconds through at once")
+    latency_seconds: float = option(0.0, "time that an answer takes")
+    max_concurrency: int = option(0, "429 above so many requests at once; 0: no limit")
+    requests_per_minute: float = option(0.0, "429 with Retry-After above it; 0: no limit")
+    tokens_per_minute: float = option(0.0, "429 with Retry-After above it; 0: no limit")
+    burst_seconds: float = option(1.0, "the limits per minute let the budget of so many seconds through at once")
 
-    fault_rate: float = _option(0.0, "share of the requests that meet a fault")
-    faults: tuple[str, ...] = _option(TRANSIENT, f"faults to draw from: {', '.join(FAULTS)}")
-    script: tuple[str, ...] = _option((), "faults of the first requests, in order; ok: none")
-    long_retry_after: float = _option(300.0, "seconds of the fault rate_limit_long")
-    slow_seconds: float = _option(600.0, "seconds of the fault slow")
+    fault_rate: float = option(0.0, "share of the requests that meet a fault")
+    faults: tuple[str, ...] = option(TRANSIENT, f"faults to draw from: {', '.join(FAULTS)}")
+    script: tuple[str, ...] = option((), "faults of the first requests, in order; ok: none")
+    long_retry_after: float = option(300.0, "seconds of the fault rate_limit_long")
+    slow_seconds: float = option(600.0, "seconds of the fault slow")
 
-    batch_seconds: float = _option(1.0, "time that a batch takes")
-    batch_expires_after: float = _option(1.0, "share of a batch that is done when it expires; 1: all, it completes")
-    batch_error_share: float = _option(0.0, "share of a batch's requests that fail (400 or 500)")
+    batch_seconds: float = option(1.0, "time that a batch takes")
+    batch_expires_after: float = option(1.0, "share of a batch that is done when it expires; 1: all, it completes")
+    batch_error_share: float = option(0.0, "share of a batch's requests that fail (400 or 500)")
 
-    log: str = _option("", "file that gets a line per answered request; a restarted server counts on from it")
-    stats_file: str = _option("", "file that gets the statistics when the server stops")
+    log: str = option("", "file that gets a line per answered request; a restarted server counts on from it")
+    stats_file: str = option("", "file that gets the statistics when the server stops")
 
     def __post_init__(self) -> None:
         for name in _SHARES:
