@@ -22,7 +22,7 @@ from qurating_jax.judges.criteria import Criterion
 from qurating_jax.judges.llm import prepare
 from qurating_jax.judges.options import JudgeConfig
 from qurating_jax.judges.questions import Asked, question_of, requests_of
-from qurating_jax.judges.replies import Usage, read_reply
+from qurating_jax.judges.replies import read_reply
 from qurating_jax.judges.requests import Sending
 from qurating_jax.judges.store import BATCHED, DONE, FAILED, FINAL, PENDING, Attempt, Store, Task, Verdict
 from qurating_jax.runtime.errors import UserError
@@ -112,7 +112,12 @@ def _put(store: Store, batch: Batch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _clients(judges: Sequence[JudgeConfig]) -> AsyncIterator[list[Client]]:
+async def _clients(store: Store, judges: Sequence[JudgeConfig]) -> AsyncIterator[list[Client]]:
+    if len(judges) != len(store.judges()):
+        raise UserError(
+            f"{store.path} was planned with {len(store.judges())} judges, the options name {len(judges)}; mend "
+            "more_judges in the run's config.yaml"
+        )
     clients = [Client(judge) for judge in judges]
     try:
         yield clients
@@ -125,7 +130,7 @@ async def _clients(judges: Sequence[JudgeConfig]) -> AsyncIterator[list[Client]]
 
 
 async def _submit(store: Store, asked: Asked, sendings: Sequence[Sending]) -> None:
-    async with _clients(asked.judges) as clients:
+    async with _clients(store, asked.judges) as clients:
         for index, client in enumerate(clients):
             await _resolve_unknown(store, client, index)
         for index, (client, judge, sending) in enumerate(zip(clients, asked.judges, sendings, strict=True)):
@@ -259,7 +264,7 @@ def _body(judge: JudgeConfig, exchange: Exchange) -> dict[str, Any]:
 
 
 async def _refresh(store: Store, judges: Sequence[JudgeConfig]) -> list[Batch]:
-    async with _clients(judges) as clients:
+    async with _clients(store, judges) as clients:
         for batch in batches(store):
             if batch.id and not batch.is_collected:
                 await _look(store, clients[batch.judge], judges[batch.judge], batch)
@@ -281,7 +286,7 @@ async def _collect(
     store: Store, judges: Sequence[JudgeConfig], criteria: Sequence[Criterion], release_lost: bool
 ) -> dict[str, int]:
     counts = {"num_answers": 0, "num_errors": 0, "num_strange": 0}
-    async with _clients(judges) as clients:
+    async with _clients(store, judges) as clients:
         for batch in batches(store):
             if not batch.id or batch.is_collected:
                 continue
@@ -342,7 +347,7 @@ def _take_one(
     kind, reply, usage = read_exchange(exchange, lambda reply: reading.is_empty(reply, sending))
     attempt = Attempt(
         *(f"batch: {kind}", exchange.status, exchange.request_id, exchange.started, exchange.finished),
-        *(None, exchange.error, usage or Usage()),
+        *(None, exchange.error, usage),
     )
     if exchange.status is not None:  # what an expired batch never asked was no attempt
         store.add_attempt(task.key, task.judge, attempt)

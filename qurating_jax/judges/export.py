@@ -25,11 +25,6 @@ def stored_criteria(store: Store) -> tuple[Criterion, ...]:
     return tuple(criterion_from_json(fields) for fields in store.get("criteria"))
 
 
-def stored_judges(store: Store) -> list[str]:
-    """Names of the judges, in the order of their numbers."""
-    return [store.get(f"judge {number}")["title"] for number in range(store.get("num_judges") or 0)]
-
-
 def export(store: Store, path: Callable[[str], str], how: Literal["mean", "majority"]) -> NDArray[np.float64] | None:
     """Writes what a store holds: `verdicts.parquet` and `judgments.parquet` for pairs, `grades.parquet` for grades.
 
@@ -43,7 +38,7 @@ def export(store: Store, path: Callable[[str], str], how: Literal["mean", "major
     Returns:
         float64 [J, n, k, k, C], the usable verdicts; None for grades.
     """
-    criteria, judges = stored_criteria(store), stored_judges(store)
+    criteria, judges = stored_criteria(store), [judge["title"] for judge in store.judges()]
     if store.get("mode") == "individual":
         tables.write_grades(path(tables.GRADES_FILE), _grade_batches(store, criteria, judges))
         return None
@@ -77,38 +72,38 @@ def _verdict_batches(store: Store, criteria: Sequence[Criterion], judges: Sequen
     texts = _Members(store)
     hashes = [criterion.hash for criterion in criteria]
     for rows in _rows(store):
-        columns: dict[str, list[Any]] = {name: [] for name in tables.SCHEMA.names}
+        values = []
         for group, purpose, variant, slot, repeat, criterion, judge, first, second, *answer in rows:
             outcome, p_second, _, mass, votes_first, votes_second, votes_invalid, state, key = answer
             one, other = texts[group, first], texts[group, second]
             injected = "" if slot is None else ("first" if slot == first else "second")
-            values = (
-                *(group, purpose, variant, injected, repeat, criteria[criterion].name, judges[judge]),
-                *(one[0], other[0], first, second, one[1], other[1], one[2], other[2]),
-                *(p_second, mass, votes_first, votes_second, votes_invalid),
-                *(_outcome(state, outcome), hashes[criterion], key.hex()),
+            values.append(
+                (
+                    *(group, purpose, variant, injected, repeat, criteria[criterion].name, judges[judge]),
+                    *(one[0], other[0], first, second, one[1], other[1], one[2], other[2]),
+                    *(p_second, mass, votes_first, votes_second, votes_invalid),
+                    *(_outcome(state, outcome), hashes[criterion], key.hex()),
+                )
             )
-            for name, value in zip(columns, values, strict=True):
-                columns[name].append(value)
-        yield columns
+        yield dict(zip(tables.SCHEMA.names, zip(*values, strict=True), strict=True))
 
 
 def _grade_batches(store: Store, criteria: Sequence[Criterion], judges: Sequence[str]) -> Iterator[dict[str, Any]]:
     texts = _Members(store)
     hashes = [criterion.hash for criterion in criteria]
     for rows in _rows(store):
-        columns: dict[str, list[Any]] = {name: [] for name in tables.GRADES_SCHEMA.names}
+        values = []
         for group, purpose, variant, _, repeat, criterion, judge, slot, _, *answer in rows:
             outcome, _, grade, mass, num_votes, _, num_invalid, state, key = answer
             name_, domain, characters = texts[group, slot]
-            values = (
-                *(group, purpose, variant, repeat, name_, slot, domain, characters),
-                *(criteria[criterion].name, judges[judge], grade, mass, num_votes, num_invalid),
-                *(_outcome(state, outcome), hashes[criterion], key.hex()),
+            values.append(
+                (
+                    *(group, purpose, variant, repeat, name_, slot, domain, characters),
+                    *(criteria[criterion].name, judges[judge], grade, mass, num_votes, num_invalid),
+                    *(_outcome(state, outcome), hashes[criterion], key.hex()),
+                )
             )
-            for name, value in zip(columns, values, strict=True):
-                columns[name].append(value)
-        yield columns
+        yield dict(zip(tables.GRADES_SCHEMA.names, zip(*values, strict=True), strict=True))
 
 
 def _outcome(state: str, outcome: str | None) -> str:

@@ -106,12 +106,10 @@ def _note_judge(store: Store, index: int, judge: JudgeConfig, old: Store | None)
     identity = identity_of(judge)
     with store.transaction():
         store.put(f"judge {index}", {"title": judge.title, "identity": identity})
-        for number in range((old.get("num_judges") or 0) if old is not None else 0):
+        for number, known in enumerate(old.judges() if old is not None else ()):
             assert old is not None
-            known = old.get(f"judge {number}")
-            same = known is not None and _asks_alike(known["identity"], identity)
-            if same and old.get(f"sending {number}") is not None:
-                store.put(f"sending {index}", old.get(f"sending {number}"))
+            if _asks_alike(known["identity"], identity) and (sending := old.get(f"sending {number}")) is not None:
+                store.put(f"sending {index}", sending)
 
 
 def _asks_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

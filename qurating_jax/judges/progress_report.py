@@ -11,9 +11,9 @@ from qurating_jax.judges.store import BATCHED, DONE, FAILED, FINAL, PENDING, Sto
 def counts(store: Store, judges: Sequence[JudgeConfig] = ()) -> dict[str, Any]:
     """Counts of a store; with the judges' settings also what they cost at the user's prices.
 
-    `num_requests` are distinct requests; `num_open` are yet to be asked, `num_batched` are
-    with the batch API, `num_failed` may be asked again, and
-    `num_unresolved` have an answer without a usable verdict (low mass, unparsed, content filter, context length).
+    `num_requests` are distinct requests; `num_open` are yet to be asked, `num_batched` are with the batch API,
+    `num_failed` may be asked again, and `num_unresolved` have an answer without a usable verdict (low mass, unparsed,
+    content filter, context length).
     """
     states = dict.fromkeys((PENDING, BATCHED, DONE, FAILED, FINAL), 0)
     for (_, state), count in store.num_requests().items():
@@ -31,7 +31,7 @@ def counts(store: Store, judges: Sequence[JudgeConfig] = ()) -> dict[str, Any]:
         "outcomes": outcomes,
         "attempts": dict(store.query("SELECT class, count(*) FROM attempt GROUP BY class ORDER BY class")),
     }
-    for index in range(store.get("num_judges") or 0):
+    for index in range(len(store.judges())):
         num_sent, usage = store.spent(index)
         found["num_sent"] = found.get("num_sent", 0) + num_sent
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"):
@@ -49,8 +49,7 @@ def show(store: Store, found: Mapping[str, Any]) -> None:
     rows += [(f"outcome {name}", f"{count:,}") for name, count in found["outcomes"].items()]
     rows += [(f"attempts: {name}", f"{count:,}") for name, count in found["attempts"].items()]
     rows += [(name.replace("_", " "), f"{found[name]:,}") for name in found if name.endswith("_tokens")]
-    judges = [store.get(f"judge {index}") for index in range(store.get("num_judges") or 0)]
-    for judge in judges:
+    for judge in store.judges():
         print(f"judge {judge['title']}: {judge['identity']['model']} at {judge['identity']['base_url']}")
     for name, value in rows:
         print(f"{name:<28} {value:>14}")
@@ -59,7 +58,7 @@ def show(store: Store, found: Mapping[str, Any]) -> None:
 def failures(store: Store) -> list[dict[str, Any]]:
     """Every question without a usable verdict, failed ones first, with the last thing that its endpoint said."""
     criteria = store.get("criteria") or []
-    judges = [store.get(f"judge {index}")["title"] for index in range(store.get("num_judges") or 0)]
+    judges = [judge["title"] for judge in store.judges()]
     rows = store.query(
         "SELECT state, outcome, one.document_id, other.document_id, task.criterion, task.judge, mass, hex(task.key),"
         " class, error, request_id FROM task JOIN request ON request.key = task.key"

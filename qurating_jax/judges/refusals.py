@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, Literal
 
-from qurating_jax.judges.replies import MESSAGE_CHARACTERS, get, printable
+from qurating_jax.judges.replies import MESSAGE_CHARACTERS, member, printable
 
 ErrorClass = Literal[
     "rate_limit", "quota", "unauthorized", "forbidden", "model_not_found", "not_found", "context_length",
@@ -89,14 +89,14 @@ def error_details(content: bytes) -> tuple[str, str | None, str | None]:
         return ("a page of HTML" if text.lstrip().startswith("<") else printable(text)), None, None
     error: Any = body[0] if isinstance(body, list) and body else body  # Gemini sends a list
     for name in ("error", "detail"):  # OpenAI, FastAPI; vLLM had neither
-        error = get(error, name) or error
+        error = member(error, name) or error
     if isinstance(error, list) and error:  # FastAPI's list of faults
         error = error[0]
     if not isinstance(error, dict):  # Ollama: a text
         error = {"message": error}
-    texts = (error.get("message"), error.get("msg"), get(error.get("metadata"), "raw"))  # raw: OpenRouter's provider
+    texts = (error.get("message"), error.get("msg"), member(error.get("metadata"), "raw"))  # raw: OpenRouter's provider
     message = printable(": ".join(text for text in texts if isinstance(text, str)))
-    codes = (error.get("code"), get(error.get("innererror"), "code"), error.get("type"), error.get("status"))
+    codes = (error.get("code"), member(error.get("innererror"), "code"), error.get("type"), error.get("status"))
     code = next((printable(code) for code in codes if isinstance(code, str) and code and not code.isdigit()), None)
     place = error.get("loc")
     param = place[1] if isinstance(place, list) and len(place) > 1 else error.get("param")

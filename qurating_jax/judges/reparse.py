@@ -22,9 +22,9 @@ def reparse(store: Store) -> dict[str, int]:
     """
     criteria, counts = stored_criteria(store), {"num_read": 0, "num_changed": 0}
     with store.transaction(), progress("read answers", None, "answers") as advance:
-        for index in range(store.get("num_judges") or 0):
+        for index, judge in enumerate(store.judges()):
             sending = Sending(**store.get(f"sending {index}"))
-            min_mass = store.get(f"judge {index}")["identity"]["min_mass"]
+            min_mass = judge["identity"]["min_mass"]
             after = 0
             while tasks := store.pending(index, after, _CHUNK, (DONE,)):
                 after = tasks[-1].id

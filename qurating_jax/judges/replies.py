@@ -112,7 +112,7 @@ def read_reply(content: bytes) -> Reply:
 
 
 def _choice(choice: Any) -> Choice:
-    message, finish_reason = get(choice, "message"), get(choice, "finish_reason")
+    message, finish_reason = member(choice, "message"), member(choice, "finish_reason")
     if not isinstance(message, dict):
         raise BadReply("choice")
     if finish_reason == "error":
@@ -121,7 +121,7 @@ def _choice(choice: Any) -> Choice:
         finish_reason = None
     text, refusal = message.get("content"), message.get("refusal")
     if isinstance(text, list):  # content as parts; those that are no text (thoughts) are passed over
-        parts = [get(part, "text") for part in text if get(part, "type") == "text"]
+        parts = [member(part, "text") for part in text if member(part, "type") == "text"]
         text = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(text, str | None):
         raise BadReply("choice")
@@ -131,8 +131,8 @@ def _choice(choice: Any) -> Choice:
 
 def _first_top(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
     """Candidates for the first token. Servers write -inf as -9999, -Infinity or null; null is left out."""
-    content = get(logprobs, "content")
-    candidates = get(content[0], "top_logprobs") if isinstance(content, list) and content else None
+    content = member(logprobs, "content")
+    candidates = member(content[0], "top_logprobs") if isinstance(content, list) and content else None
     if not isinstance(candidates, list):
         return None
     top = []
@@ -154,18 +154,18 @@ def _usage(usage: Any) -> Usage:
     prompt = _count(usage, "prompt_tokens")
     return Usage(
         prompt,
-        min(_count(get(usage, "prompt_tokens_details"), "cached_tokens"), prompt),
+        min(_count(member(usage, "prompt_tokens_details"), "cached_tokens"), prompt),
         _count(usage, "completion_tokens"),
-        _count(get(usage, "completion_tokens_details"), "reasoning_tokens"),
+        _count(member(usage, "completion_tokens_details"), "reasoning_tokens"),
     )
 
 
 def _count(counts: Any, name: str) -> int:
-    value = get(counts, name)
+    value = member(counts, name)
     return value if type(value) is int and 0 <= value <= _LARGEST_COUNT else 0
 
 
-def get(value: Any, name: str) -> Any:
+def member(value: Any, name: str) -> Any:
     """A field of a JSON object, None where there is none or the value is no object."""
     return value.get(name) if isinstance(value, dict) else None
 

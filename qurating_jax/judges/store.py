@@ -185,6 +185,10 @@ class Store:
         """Sets a named value (plain JSON)."""
         self._connection.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
+    def judges(self) -> list[dict[str, Any]]:
+        """`title` and `identity` (see `options.identity_of`) of every judge, in the order of their numbers."""
+        return [self.get(f"judge {number}") for number in range(self.get("num_judges") or 0)]
+
     def add_units(self, rows: Iterable[tuple[int, str, str, int | None, int]]) -> None:
         """Adds units (group, purpose, variant, injected slot, repeat) in order."""
         self._connection.executemany(

@@ -111,10 +111,7 @@ def _attached(store: Store, path: str) -> Iterator[None]:
 
 def _plan_of(directory: str) -> tuple[Any, ...]:
     with open_to_read(directory) as store:
-        judges = [
-            (store.get(f"judge {index}"), store.get(f"sending {index}"))
-            for index in range(store.get("num_judges") or 0)
-        ]
+        judges = [(judge, store.get(f"sending {index}")) for index, judge in enumerate(store.judges())]
         if store.query("SELECT 1 FROM request WHERE state = 'batched' LIMIT 1").fetchone():
             raise UserError(f"{directory}: has requests in batches; `qurating judge batch collect {directory}` first")
         return store.get("plan"), store.get("layout"), store.get("mode"), judges

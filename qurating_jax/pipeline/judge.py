@@ -118,8 +118,8 @@ def _ask_models(config: Config, run: manifest.Run, sources: "Sources", store: "S
     p_second = export.export(store, run.path, config.aggregate)
     if p_second is None:
         return counts
-    judges = export.stored_judges(store)
-    return counts | {"judge": ", ".join(judges), "criteria": _statistics(sources.criteria_names, _mean(p_second))}
+    titles = ", ".join(judge.title for judge in sources.judges)
+    return counts | {"judge": titles, "criteria": _statistics(sources.criteria_names, _mean(p_second))}
 
 
 def _ask_here(config: Config, run: manifest.Run, candidates: "Candidates | None", store: "Store") -> dict[str, Any]:
