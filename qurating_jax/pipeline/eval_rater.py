@@ -48,7 +48,7 @@ class Config(StageConfig):
 def main(config: Config) -> dict[str, Any]:
     """Writes `eval.json`: the rater's figures and, in the same form, those of two formulas that read no meaning."""
     from qurating_jax.data import documents
-    from qurating_jax.data import judgments as judged
+    from qurating_jax.data import judgment_files as judged
     from qurating_jax.models import hf
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.scoring.rater import Rater

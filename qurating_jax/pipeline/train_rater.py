@@ -57,7 +57,7 @@ class Config(StageConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Writes `checkpoints/`, `metrics.jsonl`, the exported rater in `hf/`, and `eval.json` (held-out accuracy)."""
-    from qurating_jax.data import judgments as judged
+    from qurating_jax.data import judgment_files as judged
     from qurating_jax.data.rater_examples import RaterExamples
     from qurating_jax.data.tokenizer import load_tokenizer
     from qurating_jax.parallel import distributed
@@ -118,14 +118,15 @@ def main(config: Config) -> dict[str, Any]:
 
 def _read(config: Config) -> "tuple[Judgments, Judgments]":
     """Judgments to learn from and held-out ones, without a common text."""
-    from qurating_jax.data import judgments as judged
+    from qurating_jax.data import splits
+    from qurating_jax.data.judgment_files import read_judgments
 
-    judgments = judged.read_judgments(config.judgments, config.criteria or None)
+    judgments = read_judgments(config.judgments, config.criteria or None)
     if not config.validation:
-        train_rows, validation_rows = judged.split_disjoint(judgments, config.validation_fraction, config.seed)
+        train_rows, validation_rows = splits.split_disjoint(judgments, config.validation_fraction, config.seed)
         return judgments.take(train_rows), judgments.take(validation_rows)
-    validation = judged.read_judgments(config.validation, judgments.criteria)
-    judged.refuse_overlap(judgments, validation)
+    validation = read_judgments(config.validation, judgments.criteria)
+    splits.refuse_overlap(judgments, validation)
     return judgments, validation
 
 

@@ -1,11 +1,12 @@
 """Judged groups as padded rows: what is padded, cut, masked and refused."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 
-from qurating_jax.data.judgments import Judgments, from_averages
+from qurating_jax.data.judgments import from_averages
 from qurating_jax.data.rater_examples import RaterExamples
 from qurating_jax.runtime.errors import UserError
 
@@ -64,7 +65,7 @@ def test_missing_labels_are_masked_and_finite():
     averages[1, 0, 1, 0] = averages[2, 1, 0, 1] = np.nan
     found = judgments(GROUPS, averages)
     dirty = np.where(found.valid, found.probabilities, np.float32(np.nan))
-    found = Judgments(found.texts, found.ids, found.domains, found.criteria, dirty, found.valid)
+    found = dataclasses.replace(found, probabilities=dirty)
     batch = RaterExamples(found, Letters(), max_tokens=100).fetch(np.arange(3))
     assert batch["labels"].dtype == np.float32
     assert batch["valid"].sum() == 3 * 2 * 2 - 2

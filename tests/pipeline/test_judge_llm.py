@@ -15,7 +15,7 @@ import pytest
 from judges.llm_runs import KEY, TEXT, command, ended, query, run, start, write_documents
 from judges.mock_process import mock_server
 
-from qurating_jax.data.judgments import read_judgments
+from qurating_jax.data.judgment_files import read_judgments
 from qurating_jax.data.tokenizer import train_byte_level_bpe
 from qurating_jax.judges import criteria, prompts
 from qurating_jax.judges.mock_options import MockOptions

@@ -10,8 +10,8 @@ import pytest
 
 from qurating_jax import config as configs
 from qurating_jax.__main__ import main
-from qurating_jax.data import judgments as jd
 from qurating_jax.data import verdicts
+from qurating_jax.data.judgment_files import read_judgments
 from qurating_jax.data.tokenizer import load_tokenizer, train_byte_level_bpe
 from qurating_jax.pipeline import judge
 from qurating_jax.runtime.errors import UsageError, UserError
@@ -66,7 +66,7 @@ def files(directory):
 
 def test_judgments_and_verdicts_agree(settings):
     counts = judge.main(judge.Config(**settings, num_pairs=30))
-    judgments = jd.read_judgments([settings["output"]])
+    judgments = read_judgments([settings["output"]])
     assert len(judgments) == counts["num_groups"] == 30
     assert judgments.criteria == ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
     assert judgments.valid.sum() == counts["num_verdicts"] == 30 * 2 * 4
@@ -90,7 +90,7 @@ def test_judgments_and_verdicts_agree(settings):
 def test_excerpts_are_pieces_of_equal_length_of_their_documents(settings, tmp_path):
     rows = {row["id"]: row for row in documents(tmp_path / "documents.jsonl")}
     judge.main(judge.Config(**settings))
-    judgments = jd.read_judgments([settings["output"]])
+    judgments = read_judgments([settings["output"]])
     assert len(judgments) == 20
     encode = load_tokenizer(settings["tokenizer"]).encode
     lengths = []
@@ -139,7 +139,7 @@ def test_a_column_becomes_pairs_of_whole_documents(settings, tmp_path):
         input=settings["input"], output=settings["output"], judge=options, whole_documents=True, group_size=3
     )
     counts = judge.main(config)
-    judgments = jd.read_judgments([settings["output"]], ["easiness"])
+    judgments = read_judgments([settings["output"]], ["easiness"])
     assert judgments.group_size == 3
     assert (len(judgments), counts["judge"]) == (13, "column score")
     for g, ids in enumerate(judgments.ids):
@@ -170,7 +170,7 @@ def test_documents_left_out_are_counted(settings, tmp_path):
     assert len(Path(settings["output"], "rejected.jsonl").read_text().splitlines()) == 2
     texts = dict(
         pair
-        for group, names in zip(*(lambda j: (j.texts, j.ids))(jd.read_judgments([settings["output"]])), strict=True)
+        for group, names in zip(*(lambda j: (j.texts, j.ids))(read_judgments([settings["output"]])), strict=True)
         for pair in zip(names, group, strict=True)
     )
     assert texts["doc00"] in PROSE.format(year=1900, number=0)  # the first of an id, not the repeated one
@@ -267,7 +267,7 @@ def test_human_easiness_becomes_pairs(real_data, tmp_path):
     config = judge.Config(input=files, output=str(tmp_path), judge=options, whole_documents=True, num_pairs=500)
     counts = judge.main(config)
     assert counts["num_unscored"] == counts["num_too_short"] == 0
-    judgments = jd.read_judgments([str(tmp_path)])
+    judgments = read_judgments([str(tmp_path)])
     p = judgments.probabilities[:, 0, 1, 0]
     assert 0.45 < p.mean() < 0.55
     assert p.min() < 0.1
