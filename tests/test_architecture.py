@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "runtime": (),
 }
 # Dataclasses for stage configs and files: they may import `config` as well.
-SETTINGS = ("models.config", "training.options", "judges.criteria", "judges.options", "judges.mock_options")
+SETTINGS = (
+    "models.config", "training.options", "scoring.options", "judges.criteria", "judges.options", "judges.mock_options",
+)  # fmt: skip
 NNX = {"Module", "Param", "Rngs", "initializers", "split", "merge", "eval_shape", "to_pure_dict"}
 NUMPY_RANDOM = {"default_rng", "Generator", "SeedSequence", "Philox", "PCG64", "BitGenerator"}
 MAX_LINES = {"pipeline": 250, "models/llama.py": 350}

@@ -220,15 +220,15 @@ def _require_words(num_words: int, num_sentences: int) -> None:
 def _richness(lowered: list[str]) -> float:
     """Moving-average type-token ratio, which unlike the plain one does not fall with length."""
     width = min(_RICHNESS_WINDOW_WORDS, len(lowered))
-    window = Counter(lowered[:width])
-    distinct = [len(window)]
-    for old, new in zip(lowered, lowered[width:], strict=False):
-        window[new] += 1
-        window[old] -= 1
-        if not window[old]:
-            del window[old]
-        distinct.append(len(window))
-    return sum(distinct) / len(distinct) / width
+    last_start = len(lowered) - width
+    # A window counts a word where it first stands in it: in those windows that begin behind its previous place.
+    previous: dict[str, int] = {}
+    distinct = 0
+    for place, word in enumerate(lowered):
+        first_start = max(previous.get(word, -1), place - width) + 1
+        distinct += max(min(place, last_start) - first_start + 1, 0)
+        previous[word] = place
+    return distinct / (last_start + 1) / width
 
 
 def _characters(text: str) -> tuple[int, int, int]:

@@ -1,0 +1,167 @@
+"""Texts as a few dozen statistics: readability, marks, capitals, and how common the words are."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qurating_jax.method.readability import TextStatistics, text_statistics, words
+from qurating_jax.scoring.ngram_features import batches, hash_strings, number_words
+
+# Common words of English that carry no content of their own.
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        the of and a to in is was he for it with as his on be at by i this had not are but from or have an they which
+        one you were her all she there would their we him been has when who will no if out so what up
+        """,
+    )
+)
+_MARKS = {
+    "comma": ",",
+    "semicolon": ";",
+    "colon": ":",
+    "exclamation_mark": "!",
+    "question_mark": "?",
+    "quotation_mark": '"“”',
+    "apostrophe": "'’",
+    "dash": "-–—",
+    "parenthesis": "()",
+    "full_stop": ".",
+    "line_break": "\n",
+    "markup": "<>[]{}|\\",
+}
+_QUANTILES = (0.05, 0.10, 0.25, 0.50)
+_RARITIES = (-9, -10, -11, -12, -13, -14, -16)  # natural logarithms of a word's frequency
+_LOGARITHMIC = ("num_words", "num_sentences")
+_MAX_TEXTS = 1024
+
+_BASIC = tuple(field.name for field in dataclasses.fields(TextStatistics))
+NAMES = (
+    *_BASIC,
+    "log_characters",
+    "capital_share",
+    *(f"{name}_rate" for name in _MARKS),
+    "all_capitals_rate",
+    "lower_case_start",
+    "frequency_mean",
+    "frequency_deviation",
+    *(f"frequency_quantile_{quantile:g}" for quantile in _QUANTILES),
+    *(f"rarer_than_{rarity}" for rarity in _RARITIES),
+    "content_frequency_mean",
+    "content_frequency_least",
+    "distinct_frequency_mean",
+    "unknown_rate",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WordFrequencies:
+    """How often words stand in a corpus.
+
+    Attributes:
+        hashes: uint64 [V], increasing: `hash_strings` of the lower-cased words.
+        counts: int64 [V], at least 1.
+        total: words of the corpus, those outside the table too.
+    """
+
+    hashes: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    total: int
+
+    @classmethod
+    def count(cls, texts: Iterable[str], *, least: int = 1) -> "WordFrequencies":
+        """Counts the words of texts, a few at a time; words with fewer than `least` are left out of the table."""
+        found: Counter[str] = Counter()
+        for text in texts:
+            found.update(_lower_words(words(text)))
+        kept = [word for word, count in found.items() if count >= least]
+        hashes = hash_strings(kept)
+        order = np.argsort(hashes)
+        counts = np.array([found[word] for word in kept], np.int64)
+        return cls(hashes[order], counts[order], sum(found.values()))
+
+    def of(self, distinct: Sequence[str]) -> NDArray[np.int64]:
+        """Counts of words: int64 [n], 0 for a word that the table lacks."""
+        wanted = hash_strings(distinct)
+        if not len(self.hashes):
+            return np.zeros(len(wanted), np.int64)
+        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return np.where(self.hashes[places] == wanted, self.counts[places], 0)
+
+
+def statistics(texts: Sequence[str], frequencies: WordFrequencies, *, counted: bool = False) -> NDArray[np.float64]:
+    """Statistics of texts: float64 [n, len(NAMES)]; each row depends on its own text alone.
+
+    Args:
+        texts: any texts, also empty ones.
+        frequencies: of words in general.
+        counted: the texts are the very ones that `frequencies` counts: each is then left out of the counts that it is
+            looked at with, as no text met later will be in them.
+    """
+    rows = [np.zeros((0, len(NAMES)))]
+    for batch in batches(texts, _MAX_TEXTS):
+        found = [words(text) for text in batch]
+        numbers, distinct = number_words([_lower_words(own) for own in found])
+        counts = frequencies.of(distinct)
+        content = np.array([word not in _FUNCTION_WORDS for word in distinct], bool)
+        ends = np.cumsum([len(own) for own in found])
+        for text, own, start, end in zip(batch, found, [0, *ends[:-1]], ends, strict=True):
+            own_numbers = numbers[start:end]
+            commonness = _commonness(own_numbers, counts, content, frequencies.total, counted=counted)
+            rows.append(np.array([[*_form(text, own), *commonness]]))
+    return np.concatenate(rows)
+
+
+def _form(text: str, own: Sequence[str]) -> list[float]:
+    """Everything that needs no word frequencies."""
+    basic = vars(text_statistics(text))
+    values = [float(np.log1p(basic[name]) if name in _LOGARITHMIC else basic[name]) for name in _BASIC]
+    num_words = max(len(own), 1)
+    values += [float(np.log1p(len(text))), sum(map(str.isupper, text)) / max(len(text), 1)]
+    values += [sum(text.count(mark) for mark in marks) / num_words for marks in _MARKS.values()]
+    values += [sum(1 for word in own if word.isupper() and len(word) > 1) / num_words, float(text[:1].islower())]
+    return values
+
+
+def _commonness(
+    numbers: NDArray[np.int64], counts: NDArray[np.int64], content: NDArray[np.bool_], total: int, *, counted: bool
+) -> list[float]:
+    """Statistics of the log frequencies of a text's words; of a text without words, those of one unknown word.
+
+    Args:
+        numbers: int64 [words], indices into `counts` and `content`, in the order of the text.
+        counts: how often each word stands in the corpus.
+        content: whether it is a content word.
+        total: words of the corpus.
+        counted: the text is part of the corpus.
+    """
+    unknown = np.log(0.5 / (total + 1))
+    distinct, inverse, here = np.unique(numbers, return_inverse=True, return_counts=True)
+    seen = counts[distinct] - here if counted else counts[distinct]
+    logs = np.log((seen + 0.5) / (total - len(numbers) * counted + 1))
+    values = logs[inverse] if len(numbers) else np.array([unknown])
+    of_content = values[content[numbers]] if len(numbers) else values
+    of_content = of_content if len(of_content) else np.array([unknown])
+    # Numbers of words differ from batch to batch, and with them the order of `logs`: sorted, their sum is the same.
+    of_distinct = np.sort(logs) if len(logs) else values
+    increasing = np.sort(values)
+    places = np.array(_QUANTILES) * (len(values) - 1)
+    return [
+        values.mean(),
+        values.std(),
+        *np.interp(places, np.arange(len(values)), increasing),
+        *(np.searchsorted(increasing, _RARITIES) / len(values)),
+        of_content.mean(),
+        of_content.min(),
+        of_distinct.mean(),
+        float((seen == 0)[inverse].mean()) if len(numbers) else 1.0,
+    ]
+
+
+def _lower_words(own: Iterable[str]) -> list[str]:
+    return [word.lower().replace("’", "'") for word in own]
