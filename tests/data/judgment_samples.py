@@ -60,5 +60,3 @@ def published(n=12, k=2):
             for name in ("average", "votes_a", "votes_b")
         })  # fmt: skip
     return rows
-
-

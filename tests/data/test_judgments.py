@@ -93,5 +93,3 @@ def test_take_keeps_groups_together():
     assert taken.texts == [("e", "f"), ("a", "b")]
     assert taken.ids == [("id of e", "id of f"), ("id of a", "id of b")]
     assert taken.probabilities.shape == (2, 2, 2, 1)
-
-
