@@ -12,10 +12,11 @@ Every row is untrusted, and none is skipped: a label that was lost unseen would 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ _ROUNDING = 1e-5  # averages of float32 votes may leave [0, 1] by this much
 
 log = logging.getLogger(__name__)
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
+Row = tuple[int, dict[str, Any]]  # its number or line, and its values
 
 
 class _NoBadRows(documents.Rejects):
@@ -131,12 +132,11 @@ def _stack(
 
 def _read(source: SourceFile, group_size: int | None) -> _Groups:
     file = source.file
-    with _NoBadRows() as rejects:
-        rows = documents.read_rows(file, rejects=rejects)
-        first = next(rows, None)
+    with _NoBadRows() as rejects, closing(cast("Generator[Row]", documents.read_rows(file, rejects=rejects))) as found:
+        first = next(found, None)
         if first is None:
             raise UserError(f"{file}: no judgments in it")
-        rows, columns = chain([first], rows), first[1]
+        rows, columns = chain([first], found), first[1]
         if "texts" in columns:
             return _read_groups(file, rows, group_size, source.domain)
         if "text_a" in columns and "text_b" in columns:
@@ -158,7 +158,7 @@ def _wrong_size(where: str, found: int, expected: int) -> UserError:
 # ---- the published schema
 
 
-def _read_groups(file: str, rows: Rows, group_size: int | None, domain: str) -> _Groups:
+def _read_groups(file: str, rows: Iterable[Row], group_size: int | None, domain: str) -> _Groups:
     columns: dict[str, list[Any]] = {"texts": []}
     numbers: list[int] = []
     for number, row in rows:
@@ -263,7 +263,7 @@ class _Pair:
     num_votes: int
 
 
-def _read_pairs(file: str, rows: Rows, domain: str) -> _Groups:
+def _read_pairs(file: str, rows: Iterable[Row], domain: str) -> _Groups:
     by_pair: dict[tuple[Any, ...], list[_Pair]] = {}
     for number, row in rows:
         try:

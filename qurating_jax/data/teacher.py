@@ -8,10 +8,11 @@ window is an example of its own, with the score that it got.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,29 +108,27 @@ def read_teacher(
     windowed = {} if tokenizer is None else {file: _rated_with(file) == tokenizer.identity for file in files}
     names = tuple(criteria or ())
     examples: list[_Example] = []
-    num_unrated = 0
     for file in files:
         rows = documents.read_documents([file], text_field=text_field, id_field=id_field, rejects=rejects)
-        while batch := list(islice(rows, _BATCH_DOCUMENTS)):
-            names = names or _criteria_of(file, batch[0])
-            for example in _examples(file, batch, names, domain_field, tokenizer if windowed.get(file) else None):
-                if not example.text or all(np.isnan(example.scores)):
-                    num_unrated += 1
-                else:
-                    examples.append(example)
-    if not examples:
+        with closing(cast("Generator[Document]", rows)):
+            while batch := list(islice(rows, _BATCH_DOCUMENTS)):
+                names = names or _criteria_of(file, batch[0])
+                examples += _examples(file, batch, names, domain_field, tokenizer if windowed.get(file) else None)
+    rated = [example for example in examples if example.text and not all(np.isnan(example.scores))]
+    num_unrated = len(examples) - len(rated)
+    if not rated:
         raise UserError(f"{', '.join(patterns)}: no rated text in it ({num_unrated} without a rating)")
-    num_windows = sum(example.is_window for example in examples)
+    num_windows = sum(example.is_window for example in rated)
     log.info(
         "teacher: %d texts (%d of them windows of longer documents) rated on %s; %d left out, without text or rating",
-        len(examples), num_windows, ", ".join(names), num_unrated,
+        len(rated), num_windows, ", ".join(names), num_unrated,
     )  # fmt: skip
     return Teacher(
-        texts=[example.text for example in examples],
-        ids=[example.id for example in examples],
-        domains=[example.domain for example in examples],
+        texts=[example.text for example in rated],
+        ids=[example.id for example in rated],
+        domains=[example.domain for example in rated],
         criteria=names,
-        scores=np.array([example.scores for example in examples], np.float32),
+        scores=np.array([example.scores for example in rated], np.float32),
         num_windows=num_windows,
         num_unrated=num_unrated,
     )
