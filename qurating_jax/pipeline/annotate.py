@@ -25,7 +25,7 @@ class Config(StageConfig):
     """Options of `qurating annotate`."""
 
     input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids", runtime=True)
-    rater: str = option("", "rater: train-rater's output, a Hugging Face directory or a hub id", runtime=True)
+    rater: str = option("", "rater: output of train-rater or combine-raters, directory or hub id", runtime=True)
     revision: str | None = option(None, "revision of a hub id")
     tokenizer: str | None = option(None, "tokenizer, where the rater's directory has none", runtime=True)
     criteria: tuple[str, ...] = option((), "names of the rater's scores, in order; none: the labels in its config")
@@ -47,18 +47,22 @@ def main(config: Config) -> dict[str, Any]:
     """Writes `part-00000.parquet` ...: the source's columns and the ratings, rows in input order."""
     from qurating_jax.data import documents
     from qurating_jax.data.document_counts import count_documents
-    from qurating_jax.models import hf
-    from qurating_jax.models.base import require_positions
+    from qurating_jax.scoring.rater import inspect
 
     require(config, "input", "rater")
     files = documents.find_files(config.input)
-    directory = hf.resolve(manifest.exported(config.rater, "train-rater"), config.revision)
-    model, labels = hf.read_config(directory)
-    criteria = _criteria(config, labels)
-    require_positions(config.rater, model, config.window_tokens)
+    rater = inspect(
+        manifest.exported(config.rater, *manifest.RATER_STAGES),
+        revision=config.revision,
+        criteria=config.criteria,
+        tokenizer=config.tokenizer,
+        window_tokens=config.window_tokens,
+    )
+    directory, criteria = rater.directory, rater.criteria
     inputs = {
         "documents": manifest.input_digest(config.input, files),
         "rater": manifest.input_digest([directory], storage.expand([directory], (".json", ".safetensors"))),
+        "tokenizer": rater.tokenizer,
     }
     if config.dry_run:
         print(f"would rate the documents of {len(files)} file(s) on {', '.join(criteria)} into {config.output}")
@@ -133,9 +137,8 @@ def rate_part(
 
     table = table_of_rows(path, [{"id": document.id} | document.row for document in part], {})
     _refuse_clashes(table.column_names, rater.criteria)
-    tokens = rater.tokenizer.encode([document.text for document in part])
-    lengths = np.array([len(ids) for ids in tokens], np.int32)
-    ratings = rater.rate_tokens(tokens, _by_documents(on_done, len(part), int(lengths.sum())))
+    ratings = rater.rate([document.text for document in part], on_done)
+    lengths = np.array([sizes.sum() for sizes in ratings.chunk_lengths], np.int32)
     columns = {
         "index": pa.array(np.arange(first_index, first_index + len(part), dtype=np.int64)),
         "length": pa.array(lengths),
@@ -151,37 +154,12 @@ def rate_part(
     return table
 
 
-def _by_documents(advance: "Callable[[int], None]", num_documents: int, num_tokens: int) -> "Callable[[int], None]":
-    """Turns finished tokens into finished documents of a part: its batches mix windows of many documents."""
-    done_tokens = done_documents = 0
-    if not num_tokens:
-        advance(num_documents)
-
-    def on_tokens(amount: int) -> None:
-        nonlocal done_tokens, done_documents
-        done_tokens += amount
-        now = num_documents * done_tokens // num_tokens
-        advance(now - done_documents)
-        done_documents = now
-
-    return on_tokens
-
-
 def _refuse_clashes(names: Sequence[str], criteria: Sequence[str]) -> None:
     added = ["index", "length", "chunk_lengths"]
     added += [f"{criterion}_{kind}" for criterion in criteria for kind in ("chunks", "average")]
     clash = sorted(set(added) & set(names))
     if clash:
         raise UserError(f"the documents already have columns {', '.join(clash)}; rename them before rating")
-
-
-def _criteria(config: Config, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the scores: the given ones, else the rater's labels (a published one may have only LABEL_0 ...)."""
-    if not labels:
-        raise UserError(f"{config.rater}: a language model, not a rater (no ...ForSequenceClassification head)")
-    if config.criteria and (len(config.criteria) != len(labels) or len(set(config.criteria)) != len(labels)):
-        raise UserError(f"--criteria must give {len(labels)} different names; the rater's labels: {', '.join(labels)}")
-    return config.criteria or labels
 
 
 def _load_rater(config: Config, directory: str, criteria: tuple[str, ...]) -> "Rater":

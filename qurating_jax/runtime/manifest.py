@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
 LOG = "log.txt"
+RATER_STAGES = ("train-rater", "combine-raters")
 
 _PACKAGES = ("qurating-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "tensorstore",
              "tokenizers", "transformers")  # fmt: skip
@@ -148,11 +149,12 @@ def is_artifact(directory: str) -> bool:
 
 
 def exported(path: str, *stages: str) -> str:
-    """The `hf/` export inside a finished training run; any other path or hub id stays as it is."""
+    """The model inside a finished run: `rater/` (n-gram and combined raters) or `hf/`; other paths stay as they are."""
     if not is_artifact(path):
         return path
     read(path, stages=(*stages, "convert"))
-    return storage.join(path, "hf")
+    own = storage.join(path, "rater")
+    return own if storage.is_dir(own) else storage.join(path, "hf")
 
 
 def input_digest(patterns: Sequence[str], files: Sequence[str]) -> dict[str, Any]:

@@ -12,10 +12,9 @@ MARGINS = (0.0, 0.5, 0.8)
 
 
 def held_out_accuracy(rater: Rater, judgments: Judgments) -> dict[str, dict[str, Any]]:
-    """A rater's accuracy on judged groups; texts are cut at the rater's window."""
+    """A rater's accuracy on judged groups, by its ratings of the whole texts."""
     texts, places = distinct_texts(judgments)
-    windows = [ids[: rater.window_tokens] for ids in rater.tokenizer.encode(texts)]
-    return accuracy_by_criterion(rater.score_windows(windows)[places], judgments)
+    return accuracy_by_criterion(rater.score(texts)[places], judgments)
 
 
 def distinct_texts(judgments: Judgments) -> tuple[list[str], np.ndarray]:

@@ -32,6 +32,7 @@ from qurating_jax.scoring.rater_files import (
     write_rater_file,
 )
 from qurating_jax.scoring.text_features import NAMES, WordFrequencies
+from qurating_jax.scoring.windows import OnShare, Windows
 
 KIND = "ngrams"
 WEIGHTS = "model.safetensors"
@@ -68,11 +69,23 @@ class NgramModel:
     scales: Array64
     frequencies: WordFrequencies
 
-    def score(self, texts: Sequence[str], on_done: Callable[[int], None] | None = None) -> NDArray[np.float32]:
-        """Scores of texts, each by itself: float32 [n, C], finite also for an empty text.
+    @property
+    def tokenizer(self) -> None:
+        """Windows are cut by words."""
 
-        `on_done` is called with the number of texts that were finished since its last call.
-        """
+    @property
+    def reads_texts(self) -> bool:
+        """It reads nothing else."""
+        return True
+
+    def score_windows(self, windows: Windows, on_share: OnShare | None = None) -> NDArray[np.float32]:
+        """Scores of windows, each by its own text: float32 [m, C]."""
+        if windows.texts is None:
+            raise ValueError("an n-gram rater scores windows by their texts")
+        return self.score(windows.texts, on_share)
+
+    def score(self, texts: Sequence[str], on_share: OnShare | None = None) -> NDArray[np.float32]:
+        """Scores of texts, each as one window: float32 [n, C], finite also for an empty text."""
         weights = {family: array.astype(np.float64) for family, array in self.weights.items()}
         scores = [np.zeros((0, len(self.criteria)), np.float32)]
         for batch in batches(texts, 1024):
@@ -80,8 +93,8 @@ class NgramModel:
             for family, rows in self._features(batch).items():
                 total += rows @ weights[family]
             scores.append(total.astype(np.float32))
-            if on_done is not None:
-                on_done(len(batch))
+            if on_share is not None:
+                on_share(len(batch) / len(texts))
         return np.concatenate(scores)
 
     def save(self, directory: str) -> None:
@@ -106,9 +119,8 @@ class NgramModel:
     @classmethod
     def load(cls, directory: str) -> "NgramModel":
         """Reads a rater; `UserError` where a file is missing, or is not what `save` writes."""
-        document, where = read_rater_file(directory, KIND), storage.join(directory, FILE)
-        require_keys(document, ("criteria", "config", "statistics", "words_of_corpus"), where)
-        criteria = criteria_of(document, where)
+        document, criteria = _read_file(directory)
+        where = storage.join(directory, FILE)
         if not isinstance(document["config"], dict):
             raise UserError(f"{where}: `config` is not an object")
         config = NgramConfig.from_json(document["config"], where=where)
@@ -142,6 +154,11 @@ class NgramModel:
             values = text_features.statistics(texts, self.frequencies)
             rows["statistics"] = _standardised(values, self.means, self.scales, self.config)
         return rows
+
+
+def read_criteria(directory: str) -> tuple[str, ...]:
+    """The criteria of the n-gram rater in a directory."""
+    return _read_file(directory)[1]
 
 
 def fit(
@@ -304,6 +321,12 @@ def _thinned(judgments: Judgments, max_texts: int) -> Judgments:
     log.warning("n-grams: %d texts are judged; %d of %d groups are learned from (ngrams.max_texts)",
                 num_texts, kept, len(judgments))  # fmt: skip
     return judgments.take(np.linspace(0, len(judgments) - 1, kept).round().astype(np.int64))
+
+
+def _read_file(directory: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    document, where = read_rater_file(directory, KIND), storage.join(directory, FILE)
+    require_keys(document, ("criteria", "config", "statistics", "words_of_corpus"), where)
+    return document, criteria_of(document, where)
 
 
 def _shapes(config: NgramConfig, num_criteria: int) -> dict[str, tuple[Any, tuple[int | None, ...]]]:

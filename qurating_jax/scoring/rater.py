@@ -1,31 +1,41 @@
-"""The rater as a public object: texts or token windows in, one float32 score per criterion out."""
+"""The rater as a public object: texts in, one float32 score per criterion out, whatever kind of rater it is.
 
-import dataclasses
+`Rater.load` looks at what a directory holds: `config.json` is a Hugging Face rater, `rater.json` one of our own kinds
+(n-grams, or a weighted sum of other raters).
+"""
+
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh
+from numpy.typing import NDArray
 
-from qurating_jax.data.tokenizer import TextTokenizer, load_tokenizer
-from qurating_jax.method.windows import weighted_means, window_spans
-from qurating_jax.models import heads, hf
-from qurating_jax.models.base import require_positions
+from qurating_jax.data.tokenizer import TextTokenizer
+from qurating_jax.method.windows import weighted_means
+from qurating_jax.models import hf
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
-from qurating_jax.models.llama import Params
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.scoring.scorer import BatchScorer
+from qurating_jax.scoring import combined, neural, ngrams, rater_files
+from qurating_jax.scoring.neural import NeuralModel
+from qurating_jax.scoring.ngrams import NgramModel
+from qurating_jax.scoring.windows import WORD_TOKENIZER, WindowModel, cut
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from qurating_jax.models.llama import Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class DocumentRatings:
     """Ratings of n documents on C criteria.
 
     Attributes:
-        averages: float64 [n, C]; NaN for an empty document.
+        averages: float64 [n, C]; NaN for a document without tokens.
         chunks: per document, float32 [windows, C].
         chunk_lengths: per document, int32 [windows].
     """
@@ -35,14 +45,28 @@ class DocumentRatings:
     chunk_lengths: list[np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
+class RaterInfo:
+    """What is known of a rater before its weights are read.
+
+    Attributes:
+        directory: where it is on this machine.
+        criteria: names of its scores.
+        tokenizer: identity of what its windows are cut by.
+    """
+
+    directory: str
+    criteria: tuple[str, ...]
+    tokenizer: str
+
+
+@dataclass(frozen=True, eq=False)
 class Rater:
-    """A rater on its devices: `Rater.load(directory).rate(texts)`."""
+    """A rater on its devices: `Rater.load(directory).score(texts)`."""
 
     criteria: tuple[str, ...]
-    tokenizer: TextTokenizer
     window_tokens: int
-    _scorer: BatchScorer
+    model: WindowModel
 
     @classmethod
     def load(
@@ -52,18 +76,18 @@ class Rater:
         revision: str | None = None,
         criteria: Sequence[str] = (),
         tokenizer: str | None = None,
-        mesh: Mesh | None = None,
+        mesh: "Mesh | None" = None,
         compute: ComputeConfig | None = None,
         window_tokens: int = 512,
         batch_tokens: int = 32_768,
     ) -> "Rater":
-        """Loads a `...ForSequenceClassification` directory or hub id.
+        """Loads a rater of any kind from a directory or hub id.
 
         Args:
             path_or_id: the rater.
             revision: of a hub id.
-            criteria: names of the scores, in order; by default the labels in its config.
-            tokenizer: where its directory has none.
+            criteria: names of the scores, in order; by default those that the rater's files give.
+            tokenizer: where a Hugging Face rater's directory has none.
             mesh: by default all devices as data replicas.
             compute: dtype of the trunk (norm and head are always float32).
             window_tokens: longest window.
@@ -72,72 +96,131 @@ class Rater:
         Raises:
             UserError: not a rater, or files that do not fit.
         """
-        directory = hf.resolve(path_or_id, revision)
-        config, labels = hf.read_config(directory)
-        if not labels:
-            raise UserError(f"{path_or_id}: a language model, not a rater (no ...ForSequenceClassification head)")
-        require_positions(path_or_id, config, window_tokens)
-        text_tokenizer = load_tokenizer(tokenizer or directory)
-        if text_tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"{path_or_id}: its tokenizer has {text_tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
-                "give the tokenizer that the rater was trained with"
-            )
-        compute = compute or ComputeConfig()
-        mesh = mesh or make_mesh(MeshShape())
-        return cls.build(
-            hf.load(directory, mesh, dtype=compute.dtype),
-            config,
-            criteria or labels,
-            text_tokenizer,
-            mesh=mesh,
-            compute=compute,
-            window_tokens=window_tokens,
-            batch_tokens=batch_tokens,
+        mesh, compute = mesh or make_mesh(MeshShape()), compute or ComputeConfig()
+        load_neural = functools.partial(
+            NeuralModel.load, mesh=mesh, compute=compute, window_tokens=window_tokens, batch_tokens=batch_tokens
         )
+        model = _load(_find(path_or_id, revision), tokenizer, load_neural)
+        return cls(_names(criteria, model.criteria), window_tokens, model)
 
     @classmethod
     def build(
         cls,
-        params: Params,
+        params: "Params",
         config: DecoderConfig,
         criteria: Sequence[str],
         tokenizer: TextTokenizer,
         *,
-        mesh: Mesh,
+        mesh: "Mesh",
         compute: ComputeConfig,
         window_tokens: int = 512,
         batch_tokens: int = 32_768,
     ) -> "Rater":
         """A rater from parameters that are already on the mesh; arguments as of `load`."""
+        model = NeuralModel.build(
+            params, config, criteria, tokenizer,
+            mesh=mesh, compute=compute, window_tokens=window_tokens, batch_tokens=batch_tokens,
+        )  # fmt: skip
+        return cls(model.criteria, window_tokens, model)
 
-        def score(params: object, tokens_BT: Array, lengths_B: Array) -> Array:
-            mask_BT = jnp.arange(tokens_BT.shape[1])[None, :] < lengths_B[:, None]
-            return heads.scores(params, config, tokens_BT, mask_BT, compute=compute)  # type: ignore[arg-type]
+    def score(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Ratings of texts, the token-weighted means over their windows: float32 [n, C], NaN for a text without any."""
+        return self.rate(texts).averages.astype(np.float32)
 
-        scorer = BatchScorer(score, params, mesh, max_tokens=window_tokens, batch_tokens=batch_tokens)
-        return cls(tuple(criteria), tokenizer, window_tokens, scorer)
+    def rate(self, texts: Sequence[str], on_done: Callable[[int], None] | None = None) -> DocumentRatings:
+        """Ratings of texts with those of their windows.
 
-    def score_windows(self, windows: Sequence[np.ndarray], on_done: Callable[[int], None] | None = None) -> np.ndarray:
-        """Scores of token windows (1 to `window_tokens` ids of this rater's tokenizer): float32 [n, C]."""
-        scores = self._scorer(windows, on_done)
-        return scores if len(windows) else np.zeros((0, len(self.criteria)), np.float32)
-
-    def rate_tokens(
-        self, documents: Sequence[np.ndarray], on_done: Callable[[int], None] | None = None
-    ) -> DocumentRatings:
-        """Ratings of tokenized documents: every window of at most `window_tokens`, then the token-weighted mean."""
-        lengths = np.array([len(tokens) for tokens in documents], np.int64)
-        owner, starts, sizes = window_spans(lengths, self.window_tokens)
-        windows = [documents[d][s : s + n] for d, s, n in zip(owner, starts, sizes, strict=True)]
-        scores = self.score_windows(windows, on_done)
-        cuts = np.searchsorted(owner, np.arange(1, len(documents)))
+        Args:
+            texts: any texts; one without tokens has no rating.
+            on_done: called with the number of texts done since its last call, by their share of the work (a batch
+                mixes windows of many texts); the numbers add up to all of them.
+        """
+        windows = cut(texts, self.model, self.window_tokens)
+        advance = _by_texts(on_done, len(texts))
+        scores = self.model.score_windows(windows, advance)
+        advance(1.0)
+        cuts = np.searchsorted(windows.documents, np.arange(1, len(texts)))
         return DocumentRatings(
-            averages=weighted_means(scores.astype(np.float64), sizes, owner, len(documents)),
-            chunks=np.split(scores, cuts) if len(documents) else [],
-            chunk_lengths=np.split(sizes.astype(np.int32), cuts) if len(documents) else [],
+            averages=weighted_means(scores.astype(np.float64), windows.sizes, windows.documents, len(texts)),
+            chunks=np.split(scores, cuts) if len(texts) else [],
+            chunk_lengths=np.split(windows.sizes.astype(np.int32), cuts) if len(texts) else [],
         )
 
-    def rate(self, texts: Sequence[str]) -> DocumentRatings:
-        """Ratings of texts."""
-        return self.rate_tokens(self.tokenizer.encode(texts))
+
+def inspect(
+    path_or_id: str,
+    *,
+    revision: str | None = None,
+    criteria: Sequence[str] = (),
+    tokenizer: str | None = None,
+    window_tokens: int = 512,
+) -> RaterInfo:
+    """Finds a rater and checks everything but its weights; arguments and errors as of `Rater.load`."""
+    directory = _find(path_or_id, revision)
+    found, identity = _look(directory, tokenizer, window_tokens)
+    return RaterInfo(directory, _names(criteria, found), identity)
+
+
+def _find(path_or_id: str, revision: str | None) -> str:
+    """The directory of a rater on this machine."""
+    return path_or_id if rater_files.is_rater_file_in(path_or_id) else hf.resolve(path_or_id, revision)
+
+
+def _names(given: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the scores: the given ones, else the rater's (a published one may have only LABEL_0 ...)."""
+    if given and (len(given) != len(found) or len(set(given)) != len(found)):
+        raise UserError(f"--criteria must give {len(found)} different names; the rater's labels: {', '.join(found)}")
+    return tuple(given) or found
+
+
+def _load(directory: str, tokenizer: str | None, load_neural: Callable[..., NeuralModel]) -> WindowModel:
+    kind = _kind(directory, tokenizer)
+    if kind == ngrams.KIND:
+        return NgramModel.load(directory)
+    if kind == combined.KIND:
+        return combined.combine(directory, lambda member: _load(member, None, load_neural))
+    return load_neural(directory, tokenizer=tokenizer)
+
+
+def _kind(directory: str, tokenizer: str | None) -> str | None:
+    """The kind of our own rater in a directory; None for a Hugging Face rater, the only one that takes a tokenizer."""
+    if not rater_files.is_rater_file_in(directory):
+        return None
+    kind = rater_files.read_kind(directory)
+    if kind not in (ngrams.KIND, combined.KIND):
+        raise UserError(f"{directory}: a rater of kind {kind!r}, which this version does not know")
+    if tokenizer is not None:
+        raise UserError(f"{directory}: a rater of kind {kind} takes no tokenizer; leave --tokenizer out")
+    return kind
+
+
+def _look(directory: str, tokenizer: str | None, window_tokens: int) -> tuple[tuple[str, ...], str]:
+    """Criteria and tokenizer's identity of the rater in a directory."""
+    kind = _kind(directory, tokenizer)
+    if kind is None:
+        _, labels, text_tokenizer = neural.check(directory, tokenizer=tokenizer, window_tokens=window_tokens)
+        return labels, text_tokenizer.identity
+    if kind == ngrams.KIND:
+        return ngrams.read_criteria(directory), WORD_TOKENIZER
+    file = combined.read(directory)
+    identities = []
+    for member in file.members:
+        criteria, identity = _look(member, None, window_tokens)
+        combined.require_criteria(member, criteria, file.criteria)
+        identities.append(identity)
+    return file.criteria, next((identity for identity in identities if identity != WORD_TOKENIZER), WORD_TOKENIZER)
+
+
+def _by_texts(on_done: Callable[[int], None] | None, num_texts: int) -> Callable[[float], None]:
+    """Turns shares of the work into whole texts; what rounding has left open is reported at the last call's end."""
+    done_share, done_texts = 0.0, 0
+
+    def advance(share: float) -> None:
+        nonlocal done_share, done_texts
+        done_share = min(done_share + share, 1.0)
+        now = int(num_texts * done_share)
+        if on_done is not None and now > done_texts:
+            on_done(now - done_texts)
+        done_texts = now
+
+    return advance

@@ -1,0 +1,123 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_hf as tiny
+
+from qurating_jax.models import heads, hf
+from qurating_jax.models.config import ComputeConfig
+from qurating_jax.parallel.mesh import make_mesh
+from qurating_jax.parallel.options import MeshShape
+from qurating_jax.runtime.errors import UserError
+from qurating_jax.scoring.likelihood import LanguageModel
+from qurating_jax.scoring.rater import Rater
+
+
+@pytest.fixture(scope="module")
+def rater_directory(tmp_path_factory):
+    return tiny.make_model(tmp_path_factory.mktemp("rater"), len(tiny.CRITERIA))
+
+
+@pytest.fixture(scope="module")
+def lm_directory(tmp_path_factory):
+    return tiny.make_model(tmp_path_factory.mktemp("lm"), 0)
+
+
+def _load(directory, mesh=None, **options):
+    return Rater.load(str(directory), mesh=mesh or make_mesh(MeshShape()), window_tokens=48, **options)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 380, size).astype(np.int32) for size in (1, 48, 3, 47, 20, 48, 2, 33)]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(rater_directory, windows):
+    """The truth: every window alone, unpadded, unjitted batching."""
+    config, _ = hf.read_config(str(rater_directory))
+    params = hf.load(str(rater_directory), make_mesh(MeshShape(data=1), jax.devices()[:1]))
+    score = jax.jit(lambda tokens: heads.scores(params, config, tokens, tokens >= 0, compute=ComputeConfig()))
+    return np.concatenate([np.asarray(score(jnp.asarray(window)[None])) for window in windows])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_batching_buckets_and_mates_change_no_score(rater_directory, windows, one_by_one, batch_tokens):
+    scores = _load(rater_directory, batch_tokens=batch_tokens).model.score_tokens(windows)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, one_by_one, atol=2e-5 * np.abs(one_by_one).max())
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_sharded_scoring_equals_one_device(rater_directory, windows, one_by_one, shape):
+    mesh = make_mesh(MeshShape(data=shape[0], fsdp=shape[1], tensor=shape[2]))
+    scores = _load(rater_directory, mesh=mesh, batch_tokens=100).model.score_tokens(windows)
+    np.testing.assert_allclose(scores, one_by_one, atol=2e-5 * np.abs(one_by_one).max())
+
+
+@pytest.mark.parametrize("size", [0, 49])
+def test_windows_that_do_not_fit_are_refused(rater_directory, size):
+    with pytest.raises(ValueError, match="allowed: 1 to 48"):
+        _load(rater_directory).model.score_tokens([np.zeros(size, np.int32)])
+
+
+def test_rating_is_the_token_weighted_mean_and_empty_has_none(rater_directory):
+    rater = _load(rater_directory)
+    ratings = rater.rate(tiny.TEXTS)
+    tokens = rater.model.tokenizer.encode(tiny.TEXTS)
+    for number, ids in enumerate(tokens):
+        pieces = [ids[start : start + 48] for start in range(0, len(ids), 48)]
+        assert ratings.chunk_lengths[number].tolist() == [len(piece) for piece in pieces]
+        if not pieces:
+            assert np.isnan(ratings.averages[number]).all()
+            assert ratings.chunks[number].shape == (0, 3)
+            continue
+        scores = rater.model.score_tokens(pieces)
+        np.testing.assert_allclose(ratings.chunks[number], scores, atol=1e-5)
+        expected = np.average(scores.astype(np.float64), axis=0, weights=[len(piece) for piece in pieces])
+        np.testing.assert_allclose(ratings.averages[number], expected, atol=1e-5)
+    assert max(len(ids) for ids in tokens) > 48  # else nothing was averaged
+    assert rater.rate([]).averages.shape == (0, 3)
+
+
+@pytest.mark.torch
+def test_scores_equal_transformers(rater_directory):
+    torch = pytest.importorskip("torch", reason="torch is installed by .ci/run")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(rater_directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(rater_directory)
+    rater = _load(rater_directory)
+    for text in tiny.TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:48]
+        if not ids:
+            continue
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+        found = rater.model.score_tokens([np.array(ids, np.int32)])[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+def test_a_language_model_is_no_rater_and_the_reverse(rater_directory, lm_directory):
+    with pytest.raises(UserError, match="a language model, not a rater"):
+        Rater.load(str(lm_directory))
+    with pytest.raises(UserError, match="a rater, not a language model"):
+        LanguageModel.load(str(rater_directory), make_mesh(MeshShape()), compute=ComputeConfig())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(rater_directory, tmp_path):
+    big = tmp_path / "big"
+    tiny.make_tokenizer(big)
+    document = json.loads((big / "tokenizer.json").read_text())
+    document["model"]["vocab"]["unheard-of"] = 5000
+    (big / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="5001 tokens, the model 384"):
+        _load(rater_directory, tokenizer=str(big))
+
+
+def test_windows_beyond_what_the_rater_is_made_for_are_refused(rater_directory):
+    with pytest.raises(UserError, match="up to 64 tokens, not 65"):
+        Rater.load(str(rater_directory), window_tokens=65)
