@@ -42,6 +42,7 @@ STAGES = {
     "bench judge": Stage("judging.bench", "how many requests per second the client side of judging can do"),
     "judge mock-server": Stage("judging.mock_server", "a rehearsal endpoint on this machine with a known judge"),
     "train-rater": Stage("train_rater", "judgments -> rater (Bradley-Terry)"),
+    "combine-raters": Stage("combine_raters", "several raters -> one, a weighted sum of their scores"),
     "eval-rater": Stage("eval_rater", "rater + judgments -> held-out accuracy beside simple formulas"),
     "annotate": Stage("annotate", "documents + rater -> ratings per 512-token window and document"),
     "select": Stage("select_subset", "rated documents -> a token budget of them"),

@@ -140,6 +140,13 @@ def require_criteria(where: str, found: Sequence[str], wanted: Sequence[str]) ->
         )
 
 
+def require_finite(where: str, scores: NDArray[np.float32]) -> None:
+    """Raises `UserError` where judged texts have no score by a rater."""
+    without = int(np.isnan(scores).any(axis=1).sum())
+    if without:
+        raise UserError(f"{where}: {without} of {len(scores)} judged texts have no token for it; leave them out")
+
+
 def fit_weights(scores: ArrayLike, judgments: Judgments, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """The weights [members, C], none negative, that fit judgments best.
 

@@ -49,7 +49,7 @@ def char_counts(texts: Sequence[str], config: NgramConfig) -> sparse.csr_array:
             batch = [_SPACES.sub(" ", text) for text in batch]
             return _ngrams(mix(_code_points(batch)), [len(text) for text in batch], config.char_orders)
         # One space between two words serves both; an n-gram with a space inside is none.
-        batch = [f" {' '.join(text.split())} " for text in batch]
+        batch = [f" {' '.join(words)} " if (words := text.split()) else "" for text in batch]
         codes = _code_points(batch)
         return _ngrams(mix(codes), [len(text) for text in batch], config.char_orders, borders=codes == ord(" "))
 
