@@ -9,6 +9,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special
+
+_LOG_CONCENTRATIONS = (-7.0, 7.0)  # of the Beta prior: from always unanimous to always undecided
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,41 @@ def redraw_agreement(votes: ArrayLike) -> float | None:
     distinct, counts = np.unique(v, axis=0, return_counts=True)
     expected = [_same_winner(*map(int, row)) for row in distinct]
     return float(np.dot(expected, counts) / counts.sum())
+
+
+def true_winner_probability(p: ArrayLike, num_votes: ArrayLike) -> NDArray[np.float64] | None:
+    """Chance that the winner of a vote is the text that the voters really prefer, per pair: a ceiling on accuracy.
+
+    A rater that knew the true probabilities would be right as often as the vote's winner is the true one. Other than
+    `redraw_agreement` this takes no vote share for the truth: among many pairs some were unanimous by luck. True
+    probabilities are taken to be Beta(a, a) distributed, symmetric as nothing says which text is the second; a is the
+    one under which the votes are likeliest (beta-binomial, empirical Bayes). Given k of n votes for the second, the
+    true probability is Beta(a + k, a + n - k), and the second is preferred where it is above one half. The mean over
+    pairs estimates the expected accuracy of the perfect rater on them. A tied vote counts half to each side; votes of
+    one pair are taken for independent.
+
+    Args:
+        p: [m] shares of votes for the second.
+        num_votes: [m] votes of each pair, at least 1.
+
+    Returns:
+        float64 [m], at least 1/2; 1/2 where the vote is tied. None where no pair has two votes: single votes do not
+        say how far voters agree.
+    """
+    share, n = _two(p, num_votes)
+    if ((share < 0) | (share > 1) | (n < 1)).any():
+        raise ValueError("shares of votes in 0..1 of at least one vote each expected")
+    if not (n > 1).any():
+        return None
+    lost = np.round(np.minimum(share, 1.0 - share) * n, 6)  # votes of the loser: which text is second does not count
+    (few, votes), counts = np.unique(np.stack([lost, n]), axis=1, return_counts=True)
+
+    def surprise(log_a: float) -> float:
+        a = math.exp(log_a)
+        return -float(counts @ (special.betaln(a + few, a + votes - few) - special.betaln(a, a)))
+
+    a = math.exp(optimize.minimize_scalar(surprise, bounds=_LOG_CONCENTRATIONS, method="bounded").x)
+    return np.maximum(special.betainc(a + lost, a + n - lost, 0.5), 0.5)
 
 
 def _same_winner(forward: int, num_forward: int, backward: int, num_backward: int) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
 
 from qurating_jax.method.agreement import average_ranks
 from qurating_jax.method.bradley_terry import sigmoid
@@ -39,9 +40,20 @@ class Slope:
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Mean cross-entropy in nats, probabilities clipped to `SMALLEST` from 0 and 1."""
+    return float(log_losses(probabilities, labels).mean())
+
+
+def log_losses(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Cross-entropy of each row, float64 [n]; see `log_loss`."""
     p, y = _checked(probabilities, labels)
     p = np.clip(p, SMALLEST, 1.0 - SMALLEST)
-    return float(-(y * np.log(p) + (1.0 - y) * np.log1p(-p)).mean())
+    return -(y * np.log(p) + (1.0 - y) * np.log1p(-p))
+
+
+def entropy(labels: ArrayLike) -> float:
+    """Mean entropy of soft labels in nats: the least `log_loss` there can be; 0 for hard labels."""
+    y = _checked(labels, labels)[0]
+    return float((entr(y) + entr(1.0 - y)).mean())
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:

@@ -1,4 +1,7 @@
-"""Intervals for what is measured on a sample: Wilson's for a share, a seeded bootstrap of whole clusters for a mean."""
+"""Intervals for what is measured on a sample.
+
+Wilson's for a share, a seeded bootstrap of whole clusters for a mean, Fisher's transform for a rank correlation.
+"""
 
 import math
 from statistics import NormalDist
@@ -33,6 +36,23 @@ def wilson(num_successes: float, num_trials: float, level: float = 0.95) -> tupl
     low = 0.0 if num_successes == 0 else max(0.0, center - half)
     high = 1.0 if num_successes == num_trials else min(1.0, center + half)
     return low, high
+
+
+def spearman_interval(correlation: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of Spearman's correlation of n independent rows, by Fisher's transform.
+
+    The standard error of atanh(r) is sqrt((1 + r^2 / 2) / (n - 3)) (Bonett and Wright 2000).
+
+    Raises:
+        ValueError: fewer than 4 rows, or a correlation outside [-1, 1].
+    """
+    if n < 4 or not -1.0 <= correlation <= 1.0:
+        raise ValueError(f"a correlation in [-1, 1] of at least 4 rows expected, not {correlation} of {n}")
+    if abs(correlation) == 1.0:
+        return correlation, correlation
+    center = math.atanh(correlation)
+    reach = normal_quantile(level) * math.sqrt((1.0 + correlation**2 / 2.0) / (n - 3))
+    return math.tanh(center - reach), math.tanh(center + reach)
 
 
 def bootstrap_mean(

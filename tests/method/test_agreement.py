@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from sklearn import metrics
 
 from qurating_jax.method import agreement
@@ -157,3 +157,69 @@ def test_redraw_agreement_without_decided_pairs():
         agreement.redraw_agreement([(0, 0, 1, 2)])
     with pytest.raises(ValueError, match="votes"):
         agreement.redraw_agreement([(3, 2, 1, 2)])
+
+
+# --- the noise ceiling of votes
+
+
+def _votes(draw, m, num_votes, seed):
+    """True probabilities and shares of votes of m pairs."""
+    generator = np.random.default_rng(seed)
+    truth, n = draw(generator, m), np.broadcast_to(num_votes, m)
+    return truth, generator.binomial(n, truth) / n, n
+
+
+@pytest.mark.parametrize("num_votes", [2, 5, 20])
+@pytest.mark.parametrize("a", [0.3, 1.0, 6.0])
+def test_ceiling_is_what_the_perfect_rater_gets_in_a_simulation(a, num_votes):
+    truth, p, n = _votes(lambda generator, m: generator.beta(a, a, m), 60_000, num_votes, seed=1)
+    decided = p != 0.5
+    perfect = ((truth > 0.5) == (p > 0.5))[decided].mean()
+    found = agreement.true_winner_probability(p, n)
+    # The prior is fitted to 60 000 pairs and the share has a standard error below 0.002.
+    assert found[decided].mean() == pytest.approx(perfect, abs=0.007)
+    assert found[~decided] == pytest.approx(0.5)
+    assert (found >= 0.5).all()
+    confident = decided & (np.abs(2 * p - 1) >= 0.8)
+    assert found[confident].mean() == pytest.approx(((truth > 0.5) == (p > 0.5))[confident].mean(), abs=0.01)
+
+
+def test_ceiling_of_logistic_differences_and_mixed_numbers_of_votes():
+    """Bradley-Terry truth is no beta distribution: the estimate is to be near all the same."""
+    num_votes = np.random.default_rng(3).integers(1, 12, 60_000)
+    truth, p, n = _votes(lambda g, m: 1 / (1 + np.exp(-g.normal(0, 1.5, m))), 60_000, num_votes, seed=2)
+    decided = p != 0.5
+    found = agreement.true_winner_probability(p, n)[decided].mean()
+    perfect = ((truth > 0.5) == (p > 0.5))[decided].mean()
+    assert found == pytest.approx(perfect, abs=0.01)
+    # Taking vote shares for the truth, as a redraw does, would see no doubt in unanimous pairs.
+    assert np.maximum(p, 1 - p)[decided & (n == 2)].mean() == 1.0
+    assert agreement.true_winner_probability(p, n)[decided & (n == 2)].mean() < 0.9
+
+
+def test_ceiling_is_the_posterior_by_numerical_integration():
+    p, n = np.array([1.0, 0.8, 0.5, 0.0, 0.25, 1.0]), np.array([3, 5, 4, 3, 4, 1])
+    grid = (np.arange(200_000) + 0.5) / 200_000
+    k = p * n
+
+    draws = grid ** k[:, None] * (1 - grid) ** (n - k)[:, None]
+
+    def surprise(log_a):
+        return -np.log(draws @ stats.beta.pdf(grid, np.exp(log_a), np.exp(log_a)) / grid.size).sum()
+
+    a = np.exp(optimize.minimize_scalar(surprise, bounds=(-2, 4), method="bounded", options={"xatol": 1e-9}).x)
+    weights = grid ** (a + k[:, None] - 1) * (1 - grid) ** (a + (n - k)[:, None] - 1)
+    second = weights[:, grid > 0.5].sum(1) / weights.sum(1)
+    expected = np.where(p >= 0.5, second, 1 - second)
+    np.testing.assert_allclose(agreement.true_winner_probability(p, n), expected, rtol=1e-4)
+
+
+def test_ceiling_does_not_change_on_swap_and_needs_two_votes():
+    p, n = np.array([1.0, 0.8, 0.5, 0.0]), np.array([3, 5, 4, 3])
+    found = agreement.true_winner_probability(p, n)
+    np.testing.assert_array_equal(agreement.true_winner_probability(1 - p, n), found)
+    assert agreement.true_winner_probability([1.0, 0.0], [1, 1]) is None
+    assert agreement.true_winner_probability([], []) is None
+    for shares, votes in (([1.5], [2]), ([0.5], [0]), ([np.nan], [2])):
+        with pytest.raises(ValueError, match="expected"):
+            agreement.true_winner_probability(shares, votes)

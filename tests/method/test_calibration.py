@@ -153,3 +153,22 @@ def test_what_is_no_probability_is_refused():
         calibration.logistic_slope([np.inf], [0.5])
     with pytest.raises(ValueError, match="bin"):
         calibration.reliability([0.5], [0.5], num_bins=0)
+
+
+def test_entropy_is_the_least_log_loss():
+    labels = np.array([0.0, 0.25, 0.5, 0.9, 1.0])
+    expected = np.mean([stats.bernoulli(q).entropy() for q in labels])
+    assert calibration.entropy(labels) == pytest.approx(expected, rel=1e-12)
+    assert calibration.entropy([0.0, 1.0]) == 0.0
+    soft = labels[1:4]
+    assert calibration.log_loss(soft, soft) == pytest.approx(calibration.entropy(soft), rel=1e-12)
+    best = optimize.minimize(lambda p: calibration.log_loss(p, soft), [0.5] * 3, bounds=[(0.01, 0.99)] * 3)
+    assert best.fun == pytest.approx(calibration.entropy(soft), rel=1e-6)
+
+
+def test_log_losses_are_rows_of_the_log_loss():
+    p, y = _sample(n=50)
+    expected = [
+        metrics.log_loss([label], [probability], labels=[0, 1]) for probability, label in zip(p, y, strict=True)
+    ]
+    np.testing.assert_allclose(calibration.log_losses(p, y), expected, rtol=1e-12)

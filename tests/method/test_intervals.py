@@ -3,16 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from qurating_jax.method import intervals
 
 
 @given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.5, 0.999))
-def test_wilson_is_that_of_scipy(n, share, level):
+def test_wilson_is_that_of_scipy_and_statsmodels(n, share, level):
     k = round(share * n)
     expected = stats.binomtest(k, n).proportion_ci(level, method="wilson")
     found = intervals.wilson(k, n, level)
     assert found == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
+    assert found == pytest.approx(proportion_confint(k, n, 1 - level, method="wilson"), rel=1e-9, abs=1e-12)
     assert 0.0 <= found[0] <= k / n <= found[1] <= 1.0
 
 
@@ -108,3 +110,24 @@ def test_many_clusters_take_the_limit_of_the_resamples(monkeypatch):
     drawn = intervals.bootstrap_mean(values, clusters, num_samples=2000, level=0.9)
     # The 5 % quantile of 2000 resamples has a standard error of 0.047 standard errors of the mean.
     assert limit == pytest.approx(drawn, abs=0.15 * (limit[1] - limit[0]) / 3.29)
+
+
+def test_interval_of_a_rank_correlation_by_hand():
+    center, error = np.arctanh(0.5), np.sqrt(1.125 / 97)
+    expected = np.tanh([center - 1.959963984540054 * error, center + 1.959963984540054 * error])
+    assert intervals.spearman_interval(0.5, 100) == pytest.approx(expected, rel=1e-12)
+    assert intervals.spearman_interval(-0.5, 100) == pytest.approx(-expected[::-1], rel=1e-12)
+    assert intervals.spearman_interval(1.0, 10) == (1.0, 1.0)
+    for correlation, n in ((0.5, 3), (1.5, 10)):
+        with pytest.raises(ValueError, match="at least 4 rows"):
+            intervals.spearman_interval(correlation, n)
+
+
+def test_interval_of_a_rank_correlation_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    truth = 6 / np.pi * np.arcsin(0.7 / 2)  # Spearman's correlation of a normal pair with Pearson's 0.7
+    runs = generator.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], (1500, 60))
+    ranks = runs.argsort(1).argsort(1)
+    found = [np.corrcoef(one.T)[0, 1] for one in ranks]
+    covered = [low <= truth <= high for low, high in (intervals.spearman_interval(r, 60) for r in found)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)  # three standard errors of 1500 runs are 0.017
