@@ -83,14 +83,14 @@ def main(config: Config) -> dict[str, Any]:
         for name, info, own in zip(members, found, files, strict=True):
             _copy(info.directory, own, run.path("rater", name))
         counts: dict[str, Any] = {"raters": len(found), "criteria": list(criteria)}
+        weights = _given(config, len(criteria))
+        save(run.path("rater"), members, criteria, weights)
         if config.judgments:
             judgments = read_judgments(config.judgments, criteria)
-            weights, figures = _fit(config, [info.directory for info in found], judgments)
+            weights, figures = _fit(config, run.path("rater"), judgments)
+            save(run.path("rater"), members, criteria, weights)
             storage.write_json(run.path("eval.json"), figures)
             counts |= {"judgments": len(judgments), "eval": figures}
-        else:
-            weights = _given(config, len(criteria))
-        save(run.path("rater"), members, criteria, weights)
         counts["weights"] = {name: weights[:, c].tolist() for c, name in enumerate(criteria)}
         for name, own_weights in counts["weights"].items():
             log.info("combine-raters: %s: weights %s", name, ", ".join(f"{weight:.4g}" for weight in own_weights))
@@ -105,36 +105,29 @@ def _given(config: Config, num_criteria: int) -> "np.ndarray":
     return np.repeat(weights[:, None], num_criteria, axis=1)
 
 
-def _fit(
-    config: Config, directories: Sequence[str], judgments: "Judgments"
-) -> "tuple[np.ndarray, dict[str, dict[str, Any]]]":
+def _fit(config: Config, directory: str, judgments: "Judgments") -> "tuple[np.ndarray, dict[str, dict[str, Any]]]":
     """Weights [members, C], and figures on the very judgments that they were fitted to."""
-    import numpy as np
-
     from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.scoring.combined import fit_weights, require_finite
+    from qurating_jax.scoring.combined import CombinedModel, fit_weights
     from qurating_jax.scoring.pairs import distinct_texts
     from qurating_jax.scoring.rater import Rater
 
+    rater = Rater.load(
+        directory,
+        mesh=make_mesh(config.mesh),
+        compute=config.compute,
+        window_tokens=config.window_tokens,
+        batch_tokens=config.batch_tokens,
+    )
+    assert isinstance(rater.model, CombinedModel)
     texts, places = distinct_texts(judgments)
-    scores = []
-    for directory in directories:  # one after the other: they need not fit on the devices together
-        rater = Rater.load(
-            directory,
-            mesh=make_mesh(config.mesh),
-            compute=config.compute,
-            window_tokens=config.window_tokens,
-            batch_tokens=config.batch_tokens,
-        )
-        scores.append(rater.score(texts))
-        require_finite(directory, scores[-1])
+    scores = rater.model.member_ratings(texts, config.window_tokens)
     weights = fit_weights(scores, judgments, places)
-    total = np.einsum("mnc,mc->nc", np.stack(scores).astype(np.float64), weights)
-    return weights, _figures(total, scores, judgments, places)
+    return weights, _figures((scores * weights[:, None]).sum(axis=0), scores, judgments, places)
 
 
 def _figures(
-    total: "np.ndarray", scores: "Sequence[np.ndarray]", judgments: "Judgments", places: "np.ndarray"
+    total: "np.ndarray", scores: "np.ndarray", judgments: "Judgments", places: "np.ndarray"
 ) -> dict[str, dict[str, Any]]:
     """Per criterion, log loss and accuracy of the sum (in sample) and the accuracy of each member."""
     from qurating_jax.method.bradley_terry import pair_accuracy

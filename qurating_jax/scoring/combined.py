@@ -15,6 +15,8 @@ from scipy.special import expit
 
 from qurating_jax.data.judgments import Judgments
 from qurating_jax.data.tokenizer import TextTokenizer
+from qurating_jax.method.calibration import logistic_slope
+from qurating_jax.method.windows import weighted_means
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.pairs import cross_entropy, pairs_of
@@ -26,7 +28,7 @@ from qurating_jax.scoring.rater_files import (
     require_keys,
     write_rater_file,
 )
-from qurating_jax.scoring.windows import OnShare, WindowModel, Windows
+from qurating_jax.scoring.windows import OnShare, WindowModel, Windows, cut
 
 KIND = "combined"
 
@@ -59,14 +61,30 @@ class CombinedModel:
 
     def score_windows(self, windows: Windows, on_share: OnShare | None = None) -> NDArray[np.float32]:
         """Scores of windows: float32 [m, C]; every member scores the same windows."""
+        total = np.zeros((len(windows), len(self.criteria)))
+        for scores, weights in zip(self.member_scores(windows, on_share), self.weights, strict=True):
+            total += weights * scores
+        return total.astype(np.float32)
+
+    def member_scores(self, windows: Windows, on_share: OnShare | None = None) -> list[NDArray[np.float32]]:
+        """Each member's scores of windows: float32 [m, C]."""
         report: OnShare | None = None
         if on_share is not None:
             whole = on_share
             report = lambda share: whole(share / len(self.members))  # noqa: E731
-        total = np.zeros((len(windows), len(self.criteria)))
-        for member, weights in zip(self.members, self.weights, strict=True):
-            total += weights * member.score_windows(windows, report)
-        return total.astype(np.float32)
+        return [member.score_windows(windows, report) for member in self.members]
+
+    def member_ratings(self, texts: Sequence[str], window_tokens: int) -> NDArray[np.float64]:
+        """Each member's token-weighted means over the windows of texts, float64 [members, n, C].
+
+        The weighted sum of these is what the whole makes of the texts. NaN for a text without tokens.
+        """
+        windows = cut(texts, self, window_tokens)
+        means = [
+            weighted_means(scores.astype(np.float64), windows.sizes, windows.documents, len(texts))
+            for scores in self.member_scores(windows)
+        ]
+        return np.stack(means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,19 +158,12 @@ def require_criteria(where: str, found: Sequence[str], wanted: Sequence[str]) ->
         )
 
 
-def require_finite(where: str, scores: NDArray[np.float32]) -> None:
-    """Raises `UserError` where judged texts have no score by a rater."""
-    without = int(np.isnan(scores).any(axis=1).sum())
-    if without:
-        raise UserError(f"{where}: {without} of {len(scores)} judged texts have no token for it; leave them out")
-
-
 def fit_weights(scores: ArrayLike, judgments: Judgments, places: NDArray[np.int64]) -> NDArray[np.float64]:
     """The weights [members, C], none negative, that fit judgments best.
 
     Per criterion, summed Bradley-Terry cross-entropy of the weighted sum's differences; a small penalty draws the
-    members' weights together (in units of their scores' deviation), another keeps them finite. So the sum is on the
-    scale of logits: sigmoid of a difference is a probability.
+    members' weights together (in units of their scores' deviation), another keeps them finite. The scale of the sum is
+    then the one that fits best: sigmoid of a difference is a probability.
 
     Args:
         scores: [members, n, C], each member's scores of the judged texts.
@@ -160,9 +171,12 @@ def fit_weights(scores: ArrayLike, judgments: Judgments, places: NDArray[np.int6
         places: where each group's texts stand among the n (see `pairs.distinct_texts`).
 
     Raises:
-        UserError: a criterion without any judgment.
+        UserError: a criterion without any judgment, or a judged text without a score.
     """
     values = np.asarray(scores, np.float64)
+    without = int(np.isnan(values).any(axis=(0, 2)).sum())
+    if without:
+        raise UserError(f"{without} of {values.shape[1]} judged texts hold no token and have no score; leave them out")
     columns = []
     for number in range(len(judgments.criteria)):
         pairs = pairs_of(judgments, places, number, margin=0.0, label_temperature=1.0)
@@ -184,7 +198,10 @@ def _fit(differences: NDArray[np.float64], targets: NDArray[np.float64]) -> NDAr
     start = np.ones(differences.shape[1]) / differences.shape[1]
     options = {"ftol": 0.0, "gtol": 1e-9 * len(targets), "maxiter": 10_000, "maxfun": 20_000}
     bounds = [(0.0, None)] * len(start)
-    return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    # The penalties have a say in how the weights compare, not in how sure the sum is of itself.
+    scale = logistic_slope(differences @ found, targets)
+    return found * scale.slope if scale is not None and scale.slope > 0 else found
 
 
 def _leads_elsewhere(directory: str, name: str) -> bool:
