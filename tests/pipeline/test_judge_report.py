@@ -9,6 +9,7 @@ from qurating_jax.__main__ import main as command
 from qurating_jax.data import verdicts
 from qurating_jax.pipeline.judging import report
 from qurating_jax.runtime.errors import UsageError, UserError
+from qurating_jax.runtime.terminal import PLAIN_WIDTH
 
 HOSTILE = "[bold red]x[/] \x1b[2J\u202egnp\n\x07 " + "y" * 100
 
@@ -87,7 +88,7 @@ def test_names_from_files_are_text_and_nothing_else(run, capsys):
     assert "[b]two" in out
     assert "[u]flattery" in out
     assert {character for character in out if not character.isprintable()} == {"\n"}
-    assert max(map(len, out.split("\n"))) <= report.PLAIN_WIDTH
+    assert max(map(len, out.split("\n"))) <= PLAIN_WIDTH
     assert "y" * 60 not in out
 
 

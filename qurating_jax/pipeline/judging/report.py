@@ -1,19 +1,15 @@
 """Is the judge sound? Bias, consistency, noise, agreement, canaries: tables on stdout, and all of it as JSON."""
 
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qurating_jax.config import option
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UsageError, UserError
+from qurating_jax.runtime.terminal import show
 from qurating_jax.stage import InspectConfig, require
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 FILE = "audit.json"
-PLAIN_WIDTH = 160  # where stdout is no terminal: a file or pipe has no width of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     path = config.write or storage.join(config.judgments, FILE)
     storage.write_json(path, report)
-    _print(list(tables(report)), f"The whole report: {path}")
+    show(tables(report), f"The whole report: {path}")
     return {"report": path, **_counts(report)}
 
 
@@ -75,18 +71,3 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
             for criterion, of in report["grades"].items()
         },
     }
-
-
-def _print(tables: "list[Table]", last: str) -> None:
-    """Prints tables as wide as the terminal, in what its encoding can show."""
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else PLAIN_WIDTH, highlight=False, soft_wrap=False)
-    with console.capture() as capture:
-        for table in tables:
-            console.print(table)
-        console.print(last, markup=False, soft_wrap=True)
-    encoding = sys.stdout.encoding or "utf-8"
-    lines = (line.rstrip() if not terminal else line for line in capture.get().split("\n"))
-    print("\n".join(lines).encode(encoding, "replace").decode(encoding), end="")
