@@ -4,6 +4,7 @@ A directory holds `rater.json` (settings, criteria, means and scales) and `model
 table). Fitting is convex and ends at the optimum; the same judgments give the same rater.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from scipy import optimize, sparse
-from scipy.special import expit
+from scipy import sparse
 
 from qurating_jax.data.judgments import Judgments
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring import ngram_features, text_features
+from qurating_jax.scoring.linear import choose_ridge, fit_weights
 from qurating_jax.scoring.ngram_features import batches
 from qurating_jax.scoring.options import NgramConfig
-from qurating_jax.scoring.pairs import Pairs, cross_entropy, distinct_texts, pairs_of, text_folds
+from qurating_jax.scoring.pairs import distinct_texts, pairs_of, text_folds
 from qurating_jax.scoring.rater_files import (
     FILE,
     criteria_of,
@@ -31,7 +32,7 @@ from qurating_jax.scoring.rater_files import (
     require_keys,
     write_rater_file,
 )
-from qurating_jax.scoring.text_features import NAMES, WordFrequencies
+from qurating_jax.scoring.text_features import WordFrequencies
 from qurating_jax.scoring.windows import OnShare, Windows
 
 KIND = "ngrams"
@@ -39,8 +40,6 @@ WEIGHTS = "model.safetensors"
 
 _CLIP_DEVIATIONS = 4.0  # a page of dashes is no better an argument than the longest one that was seen
 _LEAST_CORPUS_COUNT = 2  # words that a corpus has once are typing errors and names
-_COARSE, _FINE = 1e-3, 1e-9  # largest gradient at the end over that at the start: to choose the ridge, to fit
-_MAX_ITERATIONS = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -101,19 +100,21 @@ class NgramModel:
         """Writes the rater; `rater.json` last, so that a directory with one is complete."""
         tensors: dict[str, np.ndarray] = {f"{family}.weights": array for family, array in self.weights.items()}
         tensors |= {f"{family}.idf": array for family, array in self.idf.items()}
+        statistics = None
         if self.config.statistics:
-            tensors |= {"words_of_corpus.hashes": self.frequencies.hashes}
-            tensors |= {"words_of_corpus.counts": self.frequencies.counts}
+            table = self.frequencies
+            tensors |= {"corpus.hashes": table.hashes, "corpus.counts": np.ascontiguousarray(table.counts)}
+            statistics = {
+                "names": list(table.statistics),
+                "means": self.means.tolist(),
+                "scales": self.scales.tolist(),
+                "domains": list(table.domains),
+                "words": table.totals.tolist(),
+            }
         with storage.atomic_write(storage.join(directory, WEIGHTS)) as stream:
             stream.write(save(tensors))
-        statistics = {"names": list(NAMES), "means": self.means.tolist(), "scales": self.scales.tolist()}
         write_rater_file(
-            directory,
-            KIND,
-            criteria=list(self.criteria),
-            config=self.config.to_json(),
-            statistics=statistics if self.config.statistics else None,
-            words_of_corpus=self.frequencies.total,
+            directory, KIND, criteria=list(self.criteria), config=self.config.to_json(), statistics=statistics
         )
 
     @classmethod
@@ -124,17 +125,19 @@ class NgramModel:
         if not isinstance(document["config"], dict):
             raise UserError(f"{where}: `config` is not an object")
         config = NgramConfig.from_json(document["config"], where=where)
-        means, scales = _standardisation(document["statistics"], where) if config.statistics else _NO_STATISTICS
-        total = document["words_of_corpus"]
-        if not isinstance(total, int) or isinstance(total, bool) or total < 0:
-            raise UserError(f"{where}: `words_of_corpus` is not a count")
-        tensors = _read_tensors(storage.join(directory, WEIGHTS), _shapes(config, len(criteria)))
+        means, scales, domains, totals = (
+            _read_statistics(document["statistics"], where)
+            if config.statistics
+            else (_NO_STATISTICS, _NO_STATISTICS, _NO_WORDS.domains, _NO_WORDS.totals)
+        )
+        where = storage.join(directory, WEIGHTS)
+        tensors = _read_tensors(where, _shapes(config, len(criteria), len(means), len(domains)))
         frequencies = _NO_WORDS
         if config.statistics:
-            hashes, counts = tensors["words_of_corpus.hashes"], tensors["words_of_corpus.counts"]
-            if len(hashes) != len(counts) or (hashes[1:] <= hashes[:-1]).any():
-                raise UserError(f"{storage.join(directory, WEIGHTS)}: its table of words is not in order")
-            frequencies = WordFrequencies(hashes, counts, total)
+            hashes, counts = tensors["corpus.hashes"], tensors["corpus.counts"]
+            if len(hashes) != len(counts) or (hashes[1:] <= hashes[:-1]).any() or (counts < 0).any():
+                raise UserError(f"{where}: its table of words is not in order")
+            frequencies = WordFrequencies(hashes, counts, domains, totals)
         families = _families(config)
         return cls(
             criteria=criteria,
@@ -167,7 +170,7 @@ def fit(
     *,
     margin: float = 0.0,
     label_temperature: float = 1.0,
-    corpus: Iterable[str] = (),
+    corpus: Iterable[tuple[str, str]] = (),
 ) -> NgramModel:
     """Fits a rater: per criterion, the least of summed cross-entropy + ridge / 2 |w|^2 (REFERENCE step 2).
 
@@ -176,8 +179,8 @@ def fit(
         config: features and penalty.
         margin: least confidence |2p - 1| of a label that is learned from.
         label_temperature: labels become sigmoid(logit(p) / temperature).
-        corpus: unlabelled texts that tell how common words are; none: the judged texts tell it (each is left out of
-            the counts that it is itself looked at with).
+        corpus: (domain, text) of unlabelled texts, which tell how common words are, and of several domains, where;
+            none: the judged texts tell it (each is left out of the counts that it is itself looked at with).
 
     Raises:
         UserError: a criterion without a label of that confidence.
@@ -200,76 +203,15 @@ def fit(
     weights = np.zeros((features.shape[1], len(judgments.criteria)), np.float32)
     folds = text_folds(texts, links, config.num_folds)
     for number, (criterion, pairs) in enumerate(zip(judgments.criteria, links, strict=True)):
-        ridge = config.ridge or _choose_ridge(compact, pairs, folds, config, criterion)
+        ridge = config.ridge or choose_ridge(compact, pairs, folds, config.ridge_grid, criterion)
         weights[used, number] = fit_weights(compact, pairs, ridge)
     ends = np.cumsum([block.shape[1] for block in blocks.values()])
     pieces = np.split(weights, ends[:-1])
     return NgramModel(judgments.criteria, config, dict(zip(blocks, pieces, strict=True)), **learned)
 
 
-def fit_weights(
-    features: sparse.csr_array, pairs: Pairs, ridge: float, *, start: Array64 | None = None, tolerance: float = _FINE
-) -> Array64:
-    """The weights [F] that make cross-entropy of the score differences + ridge / 2 |w|^2 least, by L-BFGS.
-
-    Args:
-        features: float64 [n, F], rows of texts.
-        pairs: of these texts.
-        ridge: penalty.
-        start: where to begin; None: at 0.
-        tolerance: ends where the largest part of the gradient is this share of that at 0.
-    """
-    transposed = features.T
-
-    def loss(w: Array64) -> tuple[float, Array64]:
-        differences = pairs.differences(features @ w)
-        residuals = expit(differences) - pairs.targets
-        n = features.shape[0]
-        by_text = np.bincount(pairs.second, residuals, n) - np.bincount(pairs.first, residuals, n)
-        value = cross_entropy(differences, pairs.targets) + ridge / 2.0 * float(w @ w)
-        return value, transposed @ by_text + ridge * w
-
-    zero = np.zeros(features.shape[1])
-    at_zero = float(np.abs(loss(zero)[1]).max(initial=0.0))
-    if at_zero == 0.0:
-        return zero
-    options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS, "maxcor": 20, "ftol": 0.0,
-               "gtol": tolerance * at_zero}  # fmt: skip
-    found = optimize.minimize(loss, zero if start is None else start, jac=True, method="L-BFGS-B", options=options)
-    left = float(np.abs(found.jac).max()) / at_zero
-    if left > 1e3 * tolerance:  # the line search stops where the loss no longer resolves a step
-        log.warning("n-grams: the fit stopped at a gradient of %.1e of the first one (%s)", left, found.message)
-    return found.x
-
-
-def _choose_ridge(
-    features: sparse.csr_array, pairs: Pairs, folds: NDArray[np.int64], config: NgramConfig, criterion: str
-) -> float:
-    """The ridge of the grid with the least cross-entropy on pairs whose texts were not learned from."""
-    grid = sorted(config.ridge_grid, reverse=True)
-    losses, num_held_out = np.zeros(len(grid)), 0
-    for fold in range(config.num_folds):
-        inside = np.stack([folds[pairs.first] == fold, folds[pairs.second] == fold])
-        held_out, learned = pairs.take(inside.all(axis=0)), pairs.take(~inside.any(axis=0))
-        if not len(held_out) or not len(learned):
-            continue
-        num_held_out += len(held_out)
-        weights = None
-        for number, ridge in enumerate(grid):
-            weights = fit_weights(features, learned, ridge, start=weights, tolerance=_COARSE)
-            losses[number] += cross_entropy(held_out.differences(features @ weights), held_out.targets)
-    if not num_held_out:
-        chosen = grid[len(grid) // 2]
-        log.warning("n-grams: %s: too few judgments to choose a ridge; %g is taken", criterion, chosen)
-        return chosen
-    chosen = grid[int(losses.argmin())]
-    listed = ", ".join(f"{ridge:g}: {loss / num_held_out:.4f}" for ridge, loss in zip(grid, losses, strict=True))
-    log.info("n-grams: %s: ridge %g; cross-entropy of %d held-out pairs %s", criterion, chosen, num_held_out, listed)
-    return chosen
-
-
 def _training_features(
-    texts: Sequence[str], config: NgramConfig, corpus: Iterable[str]
+    texts: Sequence[str], config: NgramConfig, corpus: Iterable[tuple[str, str]]
 ) -> tuple[dict[str, sparse.csr_array], dict[str, Any]]:
     """Rows of every family, and what was learned to make them (fields of `NgramModel`)."""
     blocks: dict[str, sparse.csr_array] = {}
@@ -278,11 +220,11 @@ def _training_features(
         counts = count(texts, config)
         idf[family] = ngram_features.inverse_frequencies(counts, config)
         blocks[family] = ngram_features.weigh(counts, config, idf[family], scale)
-    (means, scales), frequencies = _NO_STATISTICS, _NO_WORDS
+    means, scales, frequencies = _NO_STATISTICS, _NO_STATISTICS, _NO_WORDS
     if config.statistics:
         frequencies = WordFrequencies.count(corpus, least=_LEAST_CORPUS_COUNT)
         counted = frequencies.total == 0
-        frequencies = WordFrequencies.count(texts) if counted else frequencies
+        frequencies = WordFrequencies.count(("judged", text) for text in texts) if counted else frequencies
         values = text_features.statistics(texts, frequencies, counted=counted)
         means, deviations = values.mean(axis=0), values.std(axis=0)
         scales = np.where(deviations > 1e-9, deviations, 1.0)
@@ -290,8 +232,8 @@ def _training_features(
     return blocks, {"idf": idf, "means": means, "scales": scales, "frequencies": frequencies}
 
 
-_NO_STATISTICS = (np.zeros(0), np.zeros(0))
-_NO_WORDS = WordFrequencies(np.zeros(0, np.uint64), np.zeros(0, np.int64), 0)
+_NO_STATISTICS = np.zeros(0)
+_NO_WORDS = WordFrequencies.count([])
 
 
 def _standardised(values: Array64, means: Array64, scales: Array64, config: NgramConfig) -> sparse.csr_array:
@@ -325,20 +267,22 @@ def _thinned(judgments: Judgments, max_texts: int) -> Judgments:
 
 def _read_file(directory: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     document, where = read_rater_file(directory, KIND), storage.join(directory, FILE)
-    require_keys(document, ("criteria", "config", "statistics", "words_of_corpus"), where)
+    require_keys(document, ("criteria", "config", "statistics"), where)
     return document, criteria_of(document, where)
 
 
-def _shapes(config: NgramConfig, num_criteria: int) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
+def _shapes(
+    config: NgramConfig, num_criteria: int, num_statistics: int, num_domains: int
+) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
     """Type and shape of every tensor; None: any size."""
     wanted: dict[str, tuple[Any, tuple[int | None, ...]]] = {}
     for family in _counters(config):
         wanted[f"{family}.weights"] = (np.float32, (1 << config.bits, num_criteria))
         wanted[f"{family}.idf"] = (np.float32, (1 << config.bits,))
     if config.statistics:
-        wanted["statistics.weights"] = (np.float32, (len(NAMES), num_criteria))
-        wanted["words_of_corpus.hashes"] = (np.uint64, (None,))
-        wanted["words_of_corpus.counts"] = (np.int64, (None,))
+        wanted["statistics.weights"] = (np.float32, (num_statistics, num_criteria))
+        wanted["corpus.hashes"] = (np.uint64, (None,))
+        wanted["corpus.counts"] = (np.int64, (None, num_domains))
     return wanted
 
 
@@ -362,11 +306,19 @@ def _read_tensors(path: str, wanted: Mapping[str, tuple[Any, tuple[int | None, .
     return found
 
 
-def _standardisation(value: Any, where: str) -> tuple[Array64, Array64]:
-    if not isinstance(value, dict) or value.get("names") != list(NAMES):
+def _read_statistics(value: Any, where: str) -> tuple[Array64, Array64, tuple[str, ...], NDArray[np.int64]]:
+    """Means and scales of the statistics, domains of the corpus and their numbers of words."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: `statistics` is not an object")
+    require_keys(value, ("names", "means", "scales", "domains", "words"), f"{where}: `statistics`")
+    domains, words = value["domains"], value["words"]
+    if not isinstance(domains, list) or not domains or not all(isinstance(name, str) for name in domains):
+        raise UserError(f"{where}: `statistics.domains` is not a list of names")
+    totals = numbers_of(words, len(domains), f"{where}: `statistics.words`").astype(np.int64)
+    names = dataclasses.replace(_NO_WORDS, domains=tuple(domains)).statistics
+    if value["names"] != list(names):
         raise UserError(f"{where}: made with other text statistics than this version's; fit the rater again")
-    require_keys(value, ("names", "means", "scales"), where)
-    means, scales = (numbers_of(value[key], len(NAMES), f"{where}: `statistics.{key}`") for key in ("means", "scales"))
-    if (scales <= 0).any():
-        raise UserError(f"{where}: `statistics.scales` are to be positive")
-    return means, scales
+    means, scales = (numbers_of(value[key], len(names), f"{where}: `statistics.{key}`") for key in ("means", "scales"))
+    if (scales <= 0).any() or (totals < 0).any():
+        raise UserError(f"{where}: `statistics.scales` and `statistics.words` are to be positive")
+    return means, scales, tuple(domains), totals

@@ -38,6 +38,7 @@ _MARKS = {
 _QUANTILES = (0.05, 0.10, 0.25, 0.50)
 _RARITIES = (-9, -10, -11, -12, -13, -14, -16)  # natural logarithms of a word's frequency
 _LOGARITHMIC = ("num_words", "num_sentences")
+_PRIOR_WORDS = 200.0
 _MAX_TEXTS = 1024
 
 _BASIC = tuple(field.name for field in dataclasses.fields(TextStatistics))
@@ -61,41 +62,56 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordFrequencies:
-    """How often words stand in a corpus.
+    """How often words stand in a corpus, by its domains.
 
     Attributes:
         hashes: uint64 [V], increasing: `hash_strings` of the lower-cased words.
-        counts: int64 [V], at least 1.
-        total: words of the corpus, those outside the table too.
+        counts: int64 [V, D], a column per domain.
+        domains: names of the D domains.
+        totals: int64 [D], words of each domain, those outside the table too.
     """
 
     hashes: NDArray[np.uint64]
     counts: NDArray[np.int64]
-    total: int
+    domains: tuple[str, ...]
+    totals: NDArray[np.int64]
 
     @classmethod
-    def count(cls, texts: Iterable[str], *, least: int = 1) -> "WordFrequencies":
-        """Counts the words of texts, a few at a time; words with fewer than `least` are left out of the table."""
-        found: Counter[str] = Counter()
-        for text in texts:
-            found.update(_lower_words(words(text)))
-        kept = [word for word, count in found.items() if count >= least]
+    def count(cls, corpus: Iterable[tuple[str, str]], *, least: int = 1) -> "WordFrequencies":
+        """Counts the words of (domain, text), text by text; words with fewer than `least` are not in the table."""
+        found: dict[str, Counter[str]] = {}
+        for domain, text in corpus:
+            found.setdefault(domain, Counter()).update(_lower_words(words(text)))
+        domains = tuple(sorted(found))
+        overall: Counter[str] = sum((found[domain] for domain in domains), Counter())
+        kept = [word for word, count in overall.items() if count >= least]
         hashes = hash_strings(kept)
         order = np.argsort(hashes)
-        counts = np.array([found[word] for word in kept], np.int64)
-        return cls(hashes[order], counts[order], sum(found.values()))
+        columns = [np.array([found[domain][word] for word in kept], np.int64)[order] for domain in domains]
+        counts = np.stack(columns, axis=1) if domains else np.zeros((0, 0), np.int64)
+        return cls(hashes[order], counts, domains, np.array([found[d].total() for d in domains], np.int64))
+
+    @property
+    def total(self) -> int:
+        """Words of the corpus."""
+        return int(self.totals.sum())
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the statistics that `statistics` makes with this table."""
+        return NAMES + (tuple(f"domain: {domain}" for domain in self.domains) if len(self.domains) > 1 else ())
 
     def of(self, distinct: Sequence[str]) -> NDArray[np.int64]:
-        """Counts of words: int64 [n], 0 for a word that the table lacks."""
+        """Counts of words by domain: int64 [n, D], 0 for a word that the table lacks."""
         wanted = hash_strings(distinct)
         if not len(self.hashes):
-            return np.zeros(len(wanted), np.int64)
+            return np.zeros((len(wanted), len(self.domains)), np.int64)
         places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        return np.where(self.hashes[places] == wanted, self.counts[places], 0)
+        return np.where((self.hashes[places] == wanted)[:, None], self.counts[places], 0)
 
 
 def statistics(texts: Sequence[str], frequencies: WordFrequencies, *, counted: bool = False) -> NDArray[np.float64]:
-    """Statistics of texts: float64 [n, len(NAMES)]; each row depends on its own text alone.
+    """Statistics of texts: float64 [n, S], named by `frequencies.statistics`; a row depends on its own text alone.
 
     Args:
         texts: any texts, also empty ones.
@@ -103,17 +119,20 @@ def statistics(texts: Sequence[str], frequencies: WordFrequencies, *, counted: b
         counted: the texts are the very ones that `frequencies` counts: each is then left out of the counts that it is
             looked at with, as no text met later will be in them.
     """
-    rows = [np.zeros((0, len(NAMES)))]
+    rows = [np.zeros((0, len(frequencies.statistics)))]
     for batch in batches(texts, _MAX_TEXTS):
         found = [words(text) for text in batch]
         numbers, distinct = number_words([_lower_words(own) for own in found])
-        counts = frequencies.of(distinct)
+        by_domain = frequencies.of(distinct)
+        counts = by_domain.sum(axis=1)
+        relations = _relations(by_domain, counts, frequencies)
         content = np.array([word not in _FUNCTION_WORDS for word in distinct], bool)
         ends = np.cumsum([len(own) for own in found])
         for text, own, start, end in zip(batch, found, [0, *ends[:-1]], ends, strict=True):
-            own_numbers = numbers[start:end]
-            commonness = _commonness(own_numbers, counts, content, frequencies.total, counted=counted)
-            rows.append(np.array([[*_form(text, own), *commonness]]))
+            here = numbers[start:end]
+            commonness = _commonness(here, counts, content, frequencies.total, counted=counted)
+            relation = relations[here].mean(axis=0) if len(here) else np.zeros(relations.shape[1])
+            rows.append(np.array([[*_form(text, own), *commonness, *relation]]))
     return np.concatenate(rows)
 
 
@@ -126,6 +145,20 @@ def _form(text: str, own: Sequence[str]) -> list[float]:
     values += [sum(text.count(mark) for mark in marks) / num_words for marks in _MARKS.values()]
     values += [sum(1 for word in own if word.isupper() and len(word) > 1) / num_words, float(text[:1].islower())]
     return values
+
+
+def _relations(
+    by_domain: NDArray[np.int64], counts: NDArray[np.int64], frequencies: WordFrequencies
+) -> NDArray[np.float64]:
+    """How much more a word belongs to each domain than to the others, in log frequency: float64 [n, D or 0].
+
+    A domain that has hardly any words is taken to be like the whole corpus.
+    """
+    if len(frequencies.domains) < 2:
+        return np.zeros((len(counts), 0))
+    overall = (counts + 0.5) / (frequencies.total + 1)
+    logs = np.log((by_domain + _PRIOR_WORDS * overall[:, None]) / (frequencies.totals + _PRIOR_WORDS))
+    return logs - logs.mean(axis=1, keepdims=True)
 
 
 def _commonness(

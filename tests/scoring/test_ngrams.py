@@ -16,8 +16,9 @@ from qurating_jax.data.judgments import from_averages
 from qurating_jax.method.bradley_terry import pair_accuracy, sigmoid
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring import ngram_features, ngrams, pairs, text_features
+from qurating_jax.scoring.linear import fit_weights
 from qurating_jax.scoring.ngram_features import char_counts, hash_strings, word_counts
-from qurating_jax.scoring.ngrams import NgramModel, fit, fit_weights
+from qurating_jax.scoring.ngrams import NgramModel, fit
 from qurating_jax.scoring.options import NgramConfig
 from qurating_jax.scoring.text_features import NAMES, WordFrequencies
 
@@ -147,7 +148,7 @@ def slow_hash(text):
 @settings(max_examples=60)
 def test_any_text_has_finite_features_that_depend_on_it_alone(texts):
     config = NgramConfig(bits=10)
-    frequencies = WordFrequencies.count(TEXTS)
+    frequencies = WordFrequencies.count(zip("abababab", TEXTS, strict=True))
     for function in (word_counts, char_counts, lambda t, c: text_features.statistics(t, frequencies)):
         together = function(texts, config)
         assert together.shape[0] == len(texts)
@@ -159,9 +160,11 @@ def test_any_text_has_finite_features_that_depend_on_it_alone(texts):
 
 
 def test_word_statistics_by_hand():
-    frequencies = WordFrequencies.count(["The the THE cat", "cat sat"])
+    texts = ["The the THE cat", "cat sat"]
+    frequencies = WordFrequencies.count([("all", text) for text in texts])
     assert frequencies.total == 6
-    assert frequencies.of(["the", "cat", "sat", "dog", ""]).tolist() == [3, 2, 1, 0, 0]
+    assert frequencies.statistics == NAMES
+    assert frequencies.of(["the", "cat", "sat", "dog", ""]).tolist() == [[3], [2], [1], [0], [0]]
     (row,) = text_features.statistics(["The dog sat"], frequencies)
     logs = np.log((np.array([3, 0, 1]) + 0.5) / 7)
     named = dict(zip(NAMES, row, strict=True))
@@ -172,10 +175,25 @@ def test_word_statistics_by_hand():
     assert named["unknown_rate"] == pytest.approx(1 / 3)
     assert named["num_words"] == pytest.approx(np.log(4))
     # A text of the corpus itself is looked at with its own words taken away.
-    (own, _) = text_features.statistics(["The the THE cat", "cat sat"], frequencies, counted=True)
+    (own, _) = text_features.statistics(texts, frequencies, counted=True)
     left = np.log((np.array([0, 0, 0, 1]) + 0.5) / 3)
     assert own[NAMES.index("frequency_mean")] == pytest.approx(left.mean(), rel=1e-12)
     assert own[NAMES.index("unknown_rate")] == pytest.approx(3 / 4)
+
+
+def test_words_of_domains_by_hand():
+    """A word's log frequency in a domain, drawn to the whole corpus, less its mean over domains."""
+    frequencies = WordFrequencies.count([("web", "buy now buy"), ("book", "cell wall"), ("web", "cell")], least=2)
+    assert frequencies.domains == ("book", "web")
+    assert frequencies.totals.tolist() == [2, 4]
+    assert frequencies.of(["buy", "cell", "now"]).tolist() == [[0, 2], [1, 1], [0, 0]]
+    assert frequencies.statistics[-2:] == ("domain: book", "domain: web")
+    (row,) = text_features.statistics(["Buy cell"], frequencies)
+    counts, totals = np.array([[0, 2], [1, 1]]), np.array([2, 4])
+    overall = (counts.sum(axis=1) + 0.5) / 7
+    logs = np.log((counts + 200 * overall[:, None]) / (totals + 200))
+    np.testing.assert_allclose(row[-2:], (logs - logs.mean(axis=1, keepdims=True)).mean(axis=0), rtol=1e-12)
+    assert len(row) == len(frequencies.statistics)
 
 
 # --- the fit ----------------------------------------------------------------------------------------------------------
@@ -392,7 +410,12 @@ def test_a_stored_rater_scores_bit_for_bit_the_same(tmp_path, options):
         (lambda d: d["statistics"].update(means=[0.0]), f"`statistics.means` is not a list of {len(NAMES)} numbers"),
         (lambda d: d["statistics"].update(means=[10**400] * len(NAMES)), "values that are no numbers"),
         (lambda d: d["statistics"].update(scales=[0.0] * len(NAMES)), "are to be positive"),
-        (lambda d: d.update(words_of_corpus=-1), "`words_of_corpus` is not a count"),
+        (lambda d: d["statistics"].update(words=[-1]), "are to be positive"),
+        (lambda d: d["statistics"].update(words="many"), "`statistics.words` is not a list of 1 numbers"),
+        (lambda d: d["statistics"].update(domains=[]), "`statistics.domains` is not a list of names"),
+        (lambda d: d["statistics"].update(domains=["a", "b"], words=[1, 1]), "other text statistics"),
+        (lambda d: d["statistics"].pop("names"), "`statistics`: without names"),
+        (lambda d: d.update(statistics=None), "`statistics` is not an object"),
         (lambda d: d["criteria"].append("third"), r"is float32\[4096, 2\], not float32\[4096, 3\]"),
     ],
 )
@@ -412,7 +435,9 @@ def test_a_hostile_rater_file_is_an_error_of_one_line(stored, change, message):
         (lambda t: t.update(extra=np.zeros(1, np.float32)), "missing or unexpected: extra"),
         (lambda t: t["chars.weights"].fill(np.nan), "chars.weights holds values that are no numbers"),
         (lambda t: t.update({"words.idf": t["words.idf"].astype(np.float64)}), "words.idf is float64"),
-        (lambda t: t.update({"words_of_corpus.hashes": t["words_of_corpus.hashes"][::-1].copy()}), "not in order"),
+        (lambda t: t.update({"corpus.hashes": t["corpus.hashes"][::-1].copy()}), "not in order"),
+        (lambda t: t["corpus.counts"].fill(-1), "not in order"),
+        (lambda t: t.update({"corpus.counts": t["corpus.counts"][:-1].copy()}), "not in order"),
     ],
 )
 def test_hostile_weights_are_an_error_of_one_line(stored, change, message):
