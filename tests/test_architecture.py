@@ -40,7 +40,7 @@ MAY_IMPORT = {
 }
 # Dataclasses for stage configs and files: they may import `config` as well.
 SETTINGS = (
-    "models.config", "training.options", "scoring.options", "judges.criteria", "judges.options", "judges.mock_options",
+    "models.config", "training.options", "training.rater_options", "scoring.options", "judges.criteria", "judges.options", "judges.mock_options",
 )  # fmt: skip
 NNX = {"Module", "Param", "Rngs", "initializers", "split", "merge", "eval_shape", "to_pure_dict"}
 NUMPY_RANDOM = {"default_rng", "Generator", "SeedSequence", "Philox", "PCG64", "BitGenerator"}

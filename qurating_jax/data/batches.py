@@ -1,7 +1,8 @@
 """Step number -> global batch. A batch is a pure function of (seed, step); there is no iterator state to save.
 
-`row_order` maps any position of the training run to a row of the data set; `BatchBuilder` fetches the rows that this
-process's devices hold and places them. Resuming is starting at another step, on any number of hosts.
+`row_order` maps any position of the training run to a row of the data set; a `FetchBatch` makes what stands at some
+places of a step's batch; `BatchBuilder` asks it for the places that this process's devices hold and puts them there.
+Resuming is starting at another step, on any number of hosts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
 from qurating_jax.runtime.errors import UserError
 
 FetchRows = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+# (step, places int64 [n] of the step's [A, M] grid, counted row by row) -> arrays with n as leading dimension
+FetchBatch = Callable[[int, np.ndarray], Mapping[str, np.ndarray]]
 
 
 def row_order(num_rows: int, seed: int) -> Any:
@@ -24,43 +27,51 @@ def row_order(num_rows: int, seed: int) -> Any:
     return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
 
 
-class BatchBuilder:
-    """Builds the global batch of a step, shaped [accumulation, batch / accumulation, ...].
+def batches_of_rows(order: Any, fetch: FetchRows, batch_size: int) -> FetchBatch:
+    """Batches whose places are rows: place p of step s is row `order[s * batch_size + p]`, as `fetch` gives it."""
 
-    Args:
-        order: `order[position] -> row` (see `row_order`).
-        fetch: rows (int64 [n]) -> arrays with n as leading dimension.
-        batch_size: rows per step, over all processes.
-        accumulation: micro-batches per step.
-        mesh: the batch dimension is split over the mesh as `parallel.rules` says.
+    def fetch_batch(step: int, places: np.ndarray) -> Mapping[str, np.ndarray]:
+        return fetch(np.array([order[step * batch_size + int(place)] for place in places], np.int64))
+
+    return fetch_batch
+
+
+def micro_batches(batch_size: int, accumulation: int, mesh: Mesh) -> tuple[int, int]:
+    """The grid [A, M] of a batch of rows: A micro-batches of M rows that split evenly over the mesh.
 
     Raises:
         UserError: the batch does not divide by accumulation times batch shards.
     """
+    parts = accumulation * num_batch_shards(mesh)
+    if batch_size % parts:
+        raise UserError(
+            f"a batch of {batch_size} does not divide into {accumulation} micro-batch(es) over "
+            f"{num_batch_shards(mesh)} device group(s); choose a multiple of {parts}"
+        )
+    return accumulation, batch_size // accumulation
 
-    def __init__(self, order: Any, fetch: FetchRows, *, batch_size: int, accumulation: int, mesh: Mesh) -> None:
-        parts = accumulation * num_batch_shards(mesh)
-        if batch_size % parts:
-            raise UserError(
-                f"a batch of {batch_size} does not divide into {accumulation} micro-batch(es) over "
-                f"{num_batch_shards(mesh)} device group(s); choose a multiple of {parts}"
-            )
-        self._order, self._fetch = order, fetch
-        self._shape = (accumulation, batch_size // accumulation)
-        self._mesh = mesh
+
+class BatchBuilder:
+    """Builds the global batch of a step, shaped [A, M, ...].
+
+    Args:
+        fetch: makes what stands at places of a step's batch (see `FetchBatch`); shapes may differ between steps.
+        shape: (A, M), A micro-batches of M places.
+        mesh: M is split over the mesh as `parallel.rules` says.
+    """
+
+    def __init__(self, fetch: FetchBatch, *, shape: tuple[int, int], mesh: Mesh) -> None:
+        self._fetch, self._shape, self._mesh = fetch, shape, mesh
         # The places of the [A, M] grid that this process's devices hold; replicas hold the same places.
-        grid = np.arange(batch_size).reshape(self._shape)
-        held = self._sharding(2).addressable_devices_indices_map(self._shape)
-        self._local_places = np.unique(np.concatenate([grid[index].ravel() for index in held.values()]))
-        self._slot_of_place = np.full(batch_size, -1)
+        self._grid = np.arange(shape[0] * shape[1]).reshape(shape)
+        held = self._sharding(2).addressable_devices_indices_map(shape)
+        self._local_places = np.unique(np.concatenate([self._grid[index].ravel() for index in held.values()]))
+        self._slot_of_place = np.full(self._grid.size, -1)
         self._slot_of_place[self._local_places] = np.arange(len(self._local_places))
-        self._grid = grid
 
-    def local_rows(self, step: int) -> Mapping[str, np.ndarray]:
+    def local(self, step: int) -> Mapping[str, np.ndarray]:
         """What this process holds of the batch, on the host (safe to run ahead in a thread)."""
-        batch_size = self._grid.size
-        rows = np.array([self._order[step * batch_size + int(place)] for place in self._local_places], np.int64)
-        return self._fetch(rows)
+        return self._fetch(step, self._local_places)
 
     def place(self, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The global batch as sharded arrays."""
@@ -70,7 +81,7 @@ class BatchBuilder:
         """The batches of the steps start..stop-1; the host reads ahead while the device computes."""
         import grain
 
-        steps = grain.MapDataset.range(start, stop).map(self.local_rows)
+        steps = grain.MapDataset.range(start, stop).map(self.local)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         for local in steps.to_iter_dataset(options):
             yield self.place(local)

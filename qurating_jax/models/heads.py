@@ -4,11 +4,14 @@ Losses come as (sum, count), so that accumulation, padding and sharding cannot b
 C criteria.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from qurating_jax.models import llama
+from qurating_jax.models.attention import Attend, PackedAttention, RowAttention
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.models.llama import Params
 
@@ -31,19 +34,58 @@ def scores(params: Params, config: DecoderConfig, tokens_BT: Array, mask_BT: Arr
     Returns:
         float32 [B, C].
     """
-    positions_BT = jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
-    x_BTD = llama.hidden_states(
+    T = tokens_BT.shape[1]
+    last_B = T - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1).astype(jnp.int32)
+    return _scores(
         params,
         config,
         tokens_BT,
-        positions_BT=positions_BT,
-        segment_ids_BT=mask_BT.astype(jnp.int32),
+        jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0),
+        RowAttention(mask_BT.astype(jnp.int32), last_B),
         compute=compute,
+    )[:, 0]
+
+
+def packed_scores(
+    params: Params,
+    config: DecoderConfig,
+    tokens_BT: Array,
+    lengths_BR: Array,
+    classes: Sequence[tuple[int, int]],
+    *,
+    compute: ComputeConfig,
+) -> Array:
+    """A rater's scores of texts that lie end to end in rows, longest first (see `attention.PackedAttention`).
+
+    Args:
+        params: parameters of a decoder with `config.num_criteria` > 0.
+        config: the architecture.
+        tokens_BT: int32 token ids; what stands behind the last text does not matter.
+        lengths_BR: int32 tokens of every text, decreasing within a row.
+        classes: (num_texts, num_tokens) per length class.
+        compute: dtype, remat and scan settings; norm and head are float32 whatever the dtype.
+
+    Returns:
+        float32 [B, R, C], in the order of the row.
+    """
+    attend = PackedAttention(lengths_BR, tokens_BT.shape[1], classes)
+    return _scores(params, config, tokens_BT, attend.positions_BT, attend, compute=compute)
+
+
+def _scores(
+    params: Params,
+    config: DecoderConfig,
+    tokens_BT: Array,
+    positions_BT: Array,
+    attend: Attend,
+    *,
+    compute: ComputeConfig,
+) -> Array:
+    """float32 [B, R, C] at `attend.ends_BR`."""
+    x_BRD = llama.hidden_states(
+        params, config, tokens_BT, positions_BT=positions_BT, attend=attend, only_ends=True, compute=compute
     )
-    T = tokens_BT.shape[1]
-    last_B = T - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
-    x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-    return llama.final_norm(params, config, x_BD) @ params["head"]["kernel"].astype(jnp.float32)
+    return llama.final_norm(params, config, x_BRD.astype(jnp.float32)) @ params["head"]["kernel"].astype(jnp.float32)
 
 
 def logits(
@@ -57,7 +99,7 @@ def logits(
 ) -> Array:
     """All next-token logits, float32 [B, T, V]; training uses `token_losses`, which never holds them at once."""
     x_BTD = llama.hidden_states(
-        params, config, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, compute=compute
+        params, config, tokens_BT, positions_BT=positions_BT, attend=RowAttention(segment_ids_BT), compute=compute
     )
     return _project(llama.final_norm(params, config, x_BTD), lm_kernel(params, config))
 
@@ -88,7 +130,7 @@ def token_losses(
         float32 [B, T-1] losses in nats (0 where nothing is predicted) and bool [B, T-1], where something is.
     """
     x_BTD = llama.hidden_states(
-        params, config, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, compute=compute
+        params, config, tokens_BT, positions_BT=positions_BT, attend=RowAttention(segment_ids_BT), compute=compute
     )
     x_BTD = llama.final_norm(params, config, x_BTD)[:, :-1]
     targets_BT = tokens_BT[:, 1:]

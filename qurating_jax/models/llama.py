@@ -6,6 +6,7 @@ them in their names (`x_BTD`). Blocks are stacked: every leaf under `blocks` has
 A first-time reader may start at `Block.__call__` and `hidden_states`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from qurating_jax.models.attention import attention
+from qurating_jax.models.attention import Attend, RowAttention
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.parallel.rules import constrain
 
@@ -61,26 +62,28 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(H, config.norm_eps)
         self.config = config
 
-    def __call__(self, x_BTD: Array, rotation: tuple[Array, Array], segment_ids_BT: Array | None) -> Array:
-        """Mixes tokens of equal segment ids; `rotation` as from `rotary_angles`."""
-        dtype = x_BTD.dtype
-        query = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.query[...].astype(dtype))
-        key = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.key[...].astype(dtype))
-        value = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.value[...].astype(dtype))
+    def __call__(
+        self, x_BTD: Array, rotation: tuple[Array, Array], attend: Attend, adapters: Params, *, only_ends: bool
+    ) -> Array:
+        """Mixes tokens as `attend` lays them out; `rotation` as from `rotary_angles`; `only_ends` as in `Block`."""
+        read, read_rotation = x_BTD, rotation
+        if only_ends:
+            read = take_tokens(x_BTD, attend.ends_BR)
+            read_rotation = (take_tokens(rotation[0], attend.ends_BR), take_tokens(rotation[1], attend.ends_BR))
+        query = project(read, self.query, adapters.get("query"))
+        key = project(x_BTD, self.key, adapters.get("key"))
+        value = project(x_BTD, self.value, adapters.get("value"))
         if self.config.qkv_bias:
-            query = query + self.query_bias[...].astype(dtype)
-            key = key + self.key_bias[...].astype(dtype)
-            value = value + self.value_bias[...].astype(dtype)
+            query = query + self.query_bias[...].astype(query.dtype)
+            key = key + self.key_bias[...].astype(key.dtype)
+            value = value + self.value_bias[...].astype(value.dtype)
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        mixed_BTNH = attention(
-            rotate(query, rotation),
-            rotate(key, rotation),
-            value,
-            segment_ids_BT=segment_ids_BT,
-            sliding_window=self.config.sliding_window,
+        mix = attend.from_ends if only_ends else attend
+        mixed_BTNH = mix(
+            rotate(query, read_rotation), rotate(key, rotation), value, sliding_window=self.config.sliding_window
         )
-        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, self.out[...].astype(dtype))
+        return project(mixed_BTNH, self.out, adapters.get("out"), num_dims=2)
 
 
 class MLP(nnx.Module):
@@ -92,12 +95,11 @@ class MLP(nnx.Module):
         self.up = nnx.Param(_INIT(rngs.params(), (D, F), jnp.float32))
         self.down = nnx.Param(_INIT(rngs.params(), (F, D), jnp.float32))
 
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: Array, adapters: Params) -> Array:
         """Transforms every token by itself."""
-        dtype = x_BTD.dtype
-        gate_BTF = jax.nn.silu(x_BTD @ self.gate[...].astype(dtype))
-        hidden_BTF = constrain(gate_BTF * (x_BTD @ self.up[...].astype(dtype)), ("batch", "length", "mlp"))
-        return hidden_BTF @ self.down[...].astype(dtype)
+        gate_BTF = jax.nn.silu(project(x_BTD, self.gate, adapters.get("gate")))
+        hidden_BTF = gate_BTF * project(x_BTD, self.up, adapters.get("up"))
+        return project(constrain(hidden_BTF, ("batch", "length", "mlp")), self.down, adapters.get("down"))
 
 
 class Block(nnx.Module):
@@ -109,12 +111,26 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.mlp = MLP(config, rngs=rngs)
 
-    def __call__(self, x_BTD: Array, rotation: tuple[Array, Array], segment_ids_BT: Array | None) -> Array:
-        """The residual stream after this layer."""
+    def __call__(
+        self,
+        x_BTD: Array,
+        rotation: tuple[Array, Array],
+        attend: Attend,
+        adapters: Params,
+        *,
+        only_ends: bool = False,
+    ) -> Array:
+        """The residual stream after this layer; with `only_ends` that of the texts' last tokens alone, [B, R, D].
+
+        What nobody reads is not computed: of the other tokens only keys and values are needed.
+        """
         with jax.named_scope("attention"):
-            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, segment_ids_BT)
+            mixed = self.attention(
+                self.attention_norm(x_BTD), rotation, attend, adapters.get("attention", {}), only_ends=only_ends
+            )
+            x_BTD = (take_tokens(x_BTD, attend.ends_BR) if only_ends else x_BTD) + mixed
         with jax.named_scope("mlp"):
-            x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+            x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD), adapters.get("mlp", {}))
         return constrain(x_BTD, ("batch", "length", "act_embed"))
 
 
@@ -158,40 +174,75 @@ def hidden_states(
     tokens_BT: Array,
     *,
     positions_BT: Array | None = None,
-    segment_ids_BT: Array | None = None,
+    attend: Attend | None = None,
+    only_ends: bool = False,
     compute: ComputeConfig,
 ) -> Array:
     """The residual stream after the last block, before the final norm.
 
     Args:
-        params: as made by `init`.
+        params: as made by `init`; under `adapters` low-rank additions to the blocks' matrices (`training.lora`).
         config: the architecture.
         tokens_BT: int32 token ids.
         positions_BT: int32 rotary positions; None: 0..T-1 in every row.
-        segment_ids_BT: int32; attention stays within equal ids. None: no segments.
+        attend: which tokens see each other; None: every token all earlier ones of its row.
+        only_ends: only the texts' last tokens are wanted (`attend.ends_BR`); the last block then computes no more.
         compute: dtype, remat and scan settings.
 
     Returns:
-        [B, T, D] in the compute dtype.
+        [B, T, D] in the compute dtype, [B, R, D] with `only_ends`.
     """
     dtype = jnp.dtype(compute.dtype)
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    attend = attend or RowAttention()
     rotation = rotary_angles(config, positions_BT)
     block = nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))[0]
+    stacked = (params["blocks"], params.get("adapters", {}).get("blocks", {}))
 
-    def layer(x_BTD: Array, block_params: Params) -> Array:
-        return nnx.merge(block, block_params)(x_BTD, rotation, segment_ids_BT)
+    def layer(x_BTD: Array, weights: tuple[Params, Params], *, ends: bool = False) -> Array:
+        return nnx.merge(block, weights[0])(x_BTD, rotation, attend, weights[1], only_ends=ends)
 
-    if compute.remat != "none":
-        layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[compute.remat], prevent_cse=not compute.scan_layers)
+    def run(x_BTD: Array, weights: tuple[Params, Params], *, ends: bool = False) -> Array:
+        function: Callable[..., Array] = functools.partial(layer, ends=ends)
+        if compute.remat != "none":
+            function = jax.checkpoint(
+                function, policy=_REMAT_POLICIES[compute.remat], prevent_cse=not compute.scan_layers
+            )
+        return function(x_BTD, weights)
+
     # The table is cast before the lookup so that sharded rows travel in the compute dtype.
     x_BTD = constrain(params["embed"]["table"].astype(dtype)[tokens_BT], ("batch", "length", "act_embed"))
-    if compute.scan_layers:
-        return jax.lax.scan(lambda x, block_params: (layer(x, block_params), None), x_BTD, params["blocks"])[0]
-    for index in range(config.num_layers):
-        x_BTD = layer(x_BTD, jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"]))
-    return x_BTD
+    if not compute.scan_layers:
+        layers = _unstack(stacked, config.num_layers)
+        for index, weights in enumerate(layers):
+            x_BTD = run(x_BTD, weights, ends=only_ends and index == config.num_layers - 1)
+        return x_BTD
+    scanned = jax.tree.map(lambda leaf: leaf[:-1], stacked) if only_ends else stacked
+    x_BTD = jax.lax.scan(lambda x, weights: (run(x, weights), None), x_BTD, scanned)[0]
+    return run(x_BTD, jax.tree.map(lambda leaf: leaf[-1], stacked), ends=True) if only_ends else x_BTD
+
+
+def project(x: Array, kernel: Any, adapter: Params | None = None, *, num_dims: int = 1) -> Array:
+    """The last `num_dims` dimensions of `x` through a matrix, plus a low-rank addition x a b where there is one."""
+    out = jnp.tensordot(x, kernel[...].astype(x.dtype), num_dims)
+    if adapter is None:
+        return out
+    return out + jnp.tensordot(
+        jnp.tensordot(x, adapter["a"].astype(x.dtype), num_dims), adapter["b"].astype(x.dtype), 1
+    )
+
+
+def take_tokens(x_BT: Array, index_BR: Array) -> Array:
+    """The entries of `x` [B, T, ...] at some tokens of each row: [B, R, ...]."""
+    return jnp.take_along_axis(x_BT, index_BR.reshape(*index_BR.shape, *[1] * (x_BT.ndim - 2)), axis=1)
+
+
+def _unstack(tree: Any, num_layers: int) -> list[Any]:
+    """One tree per layer; `split`'s gradient is one concatenation, that of indexing a padded copy per layer."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, [1] * num_layers) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [part[index][0] for part in parts]) for index in range(num_layers)]
 
 
 def final_norm(params: Params, config: DecoderConfig, x: Array) -> Array:

@@ -32,6 +32,7 @@ class ShardingRules:
     vocab: MeshAxes = "tensor"
     norm: MeshAxes = None
     criteria: MeshAxes = None
+    rank: MeshAxes = None
 
     def spec(self, names: Sequence[str]) -> PartitionSpec:
         """The partition of an array whose dimensions carry `names`.

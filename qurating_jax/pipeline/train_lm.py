@@ -41,6 +41,7 @@ class Config(StageConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Writes `checkpoints/`, `metrics.jsonl` and, at the end, the exported model in `hf/`."""
+    from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
     from qurating_jax.data.tokenizer import load_tokenizer
     from qurating_jax.data.tokens import TokenRows
     from qurating_jax.models.base import resolve_base
@@ -48,6 +49,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.training.fit import export, fit
     from qurating_jax.training.losses import next_token_loss
+    from qurating_jax.training.state import full_fine_tuning
 
     require(config, "tokens")
     require_local(config)
@@ -73,25 +75,26 @@ def main(config: Config) -> dict[str, Any]:
         print(f"would train {config.model} for {num_steps} steps on {rows.num_rows} rows into {config.output}")
         return counts
 
+    mesh = make_mesh(config.mesh)
+    shape = micro_batches(config.batch_sequences, config.accumulation, mesh)
+    fetch = batches_of_rows(row_order(rows.num_rows, config.seed), rows.fetch, config.batch_sequences)
     inputs = {"tokens": manifest.input_digest([config.tokens], []), "base": base.digest()}
     with open_run(config, "train-lm", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts
-        params = fit(
-            base,
+        trained = fit(
+            base.config,
+            full_fine_tuning(base, mesh, seed=config.seed),
             lambda params, batch: next_token_loss(params, base.config, batch, compute=config.compute),
-            rows.fetch,
-            mesh=make_mesh(config.mesh),
-            num_rows=rows.num_rows,
+            BatchBuilder(fetch, shape=shape, mesh=mesh),
+            mesh=mesh,
             num_steps=num_steps,
-            batch_size=config.batch_sequences,
-            accumulation=config.accumulation,
-            seed=config.seed,
             optim_config=config.optim,
             loop_config=config.loop,
             title="train-lm",
             directory=run.output,
         )
-        export(run.path("hf"), params, base.config, load_tokenizer(storage.join(config.tokens, "tokenizer")))
+        tokenizer = load_tokenizer(storage.join(config.tokens, "tokenizer"))
+        export(run.path("hf"), trained.params, base.config, tokenizer)
         manifest.finish(run, counts)
         return counts

@@ -1,186 +1,184 @@
-"""Train a rater on pairwise judgments: Bradley-Terry over one score per criterion, read at the last token."""
+"""Train a rater on pairwise judgments or a teacher's ratings: one score per criterion, Bradley-Terry in pairs."""
 
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qurating_jax.config import option
-from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
-from qurating_jax.parallel.options import Distributed, MeshShape
+from qurating_jax.models.config import PRESETS
 from qurating_jax.runtime import manifest, storage
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.errors import UsageError, UserError
+from qurating_jax.scoring.options import NgramConfig
 from qurating_jax.stage import StageConfig, open_run, require, require_local
-from qurating_jax.training.options import LoopConfig, OptimConfig
+from qurating_jax.training.rater_options import RaterOptions
 
 if TYPE_CHECKING:
-    from qurating_jax.data.judgments import Judgments
-    from qurating_jax.data.rater_examples import RaterExamples
+    from collections.abc import Callable
+
+    from jax.sharding import Mesh
+
+    from qurating_jax.data.tokenizer import TextTokenizer
     from qurating_jax.models.base import BaseModel
+    from qurating_jax.models.llama import Params
+    from qurating_jax.scoring.rater import Rater
+    from qurating_jax.training.rater_data import RaterData
+
+NGRAMS = "ngrams"
+_VALIDATION_TOKENS = 32_768  # per batch over all devices
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(StageConfig):
-    """Options of `qurating train-rater`; the defaults are the paper's recipe (REFERENCE step 2)."""
+class Config(StageConfig, RaterOptions):
+    """Options of `qurating train-rater`."""
 
-    judgments: tuple[str, ...] = option((), "judgments: files or `judge run`'s output", runtime=True)
-    base: str = option("", f"trunk: preset ({', '.join(PRESETS)}), Hugging Face directory or hub id")
-    revision: str | None = option(None, "revision of a hub id")
-    architecture: ArchitectureOverrides = ArchitectureOverrides()
-    tokenizer: str | None = option(None, "tokenizer; null: the base's own (a preset has none)", runtime=True)
-    criteria: tuple[str, ...] = option((), "criteria to learn, in the order of the scores; none: all in the file")
-    validation: tuple[str, ...] = option((), "held-out judgments; none: a share of `judgments`", runtime=True)
-    validation_fraction: float = option(0.1, "share of the judged groups held out; no text is on both sides")
-    margin: float = option(0.5, "least confidence |2p - 1| of a label that is learned from")
-    label_temperature: float = option(1.0, "labels become sigmoid(logit(p) / temperature)")
-    max_tokens: int = option(2048, "longer texts are cut")
-    num_epochs: float = option(2.0, "passes over the training groups")
-    batch_pairs: int = option(512, "judged groups per update, over all devices")
-    accumulation: int = option(1, "micro-batches per update")
-    optim: OptimConfig = OptimConfig(
-        learning_rate=5e-5, schedule="linear", warmup_fraction=0.1, final_fraction=0.0, beta2=0.999
+    corpus: tuple[str, ...] = option(
+        (), "base ngrams: unlabelled documents that tell how common words are", runtime=True
     )
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshShape = MeshShape()
-    compute: ComputeConfig = ComputeConfig()
-    distributed: Distributed = Distributed()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError("validation_fraction must lie between 0 and 1")
-        if not 0 <= self.margin <= 1 or self.label_temperature <= 0:
-            raise ValueError("margin must lie in 0..1, label_temperature must be positive")
-        if min(self.batch_pairs, self.accumulation, self.max_tokens) < 1 or self.num_epochs <= 0:
-            raise ValueError("batch_pairs, accumulation, max_tokens and num_epochs must be positive")
+    ngrams: NgramConfig = NgramConfig()
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Writes `checkpoints/`, `metrics.jsonl`, the exported rater in `hf/`, and `eval.json` (held-out accuracy)."""
-    from qurating_jax.data import judgment_files as judged
-    from qurating_jax.data.rater_examples import RaterExamples
-    from qurating_jax.data.tokenizer import load_tokenizer
+    """Writes the rater (`hf/`, or `rater/` for n-grams and ensembles), `eval.json`, and what training leaves."""
     from qurating_jax.parallel import distributed
+
+    if not config.teacher:
+        require(config, "judgments")
+    require(config, "base")
+    require_local(config)
+    if config.base == NGRAMS:
+        return _train_ngrams(config)
+    distributed.initialize(config.distributed)
+    return _train_neural(config)
+
+
+def _train_neural(config: Config) -> dict[str, Any]:
+    from qurating_jax.data.tokenizer import load_tokenizer
+    from qurating_jax.models.base import resolve_base
+    from qurating_jax.parallel.distributed import barrier
     from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.scoring.accuracy import held_out_accuracy
+    from qurating_jax.scoring import combined
     from qurating_jax.scoring.rater import Rater
+    from qurating_jax.training import rater_data, rater_fit
     from qurating_jax.training.fit import export
 
-    require(config, "judgments", "base")
-    require_local(config)
-    distributed.initialize(config.distributed)
-    train, validation = _read(config)
     tokenizer = load_tokenizer(_tokenizer_source(config), None if config.tokenizer else config.revision)
-    base = _base(config, tokenizer.vocab_size, len(train.criteria))
-    counts: dict[str, Any] = {
-        "criteria": list(train.criteria),
-        "train_groups": len(train),
-        "validation_groups": len(validation),
-        "num_steps": _num_steps(config, len(train)),
-    }
-    log.info("train-rater: %(train_groups)d groups, %(validation_groups)d held out, %(num_steps)d steps", counts)
-    if config.dry_run:
-        print(f"would train {config.base} on {len(train)} judged groups for {counts['num_steps']} steps")
-        return counts
-
-    inputs = {
-        name: manifest.input_digest(patterns, judged.find_judgments(patterns))
-        for name, patterns in (("judgments", config.judgments), ("validation", config.validation))
-        if patterns
-    } | {
-        "tokenizer": tokenizer.identity,
-        "base": base.digest(),
-    }
-    with open_run(config, "train-rater", inputs, distributed=config.distributed) as run:
-        if run.state == "finished":
-            return run.counts
-        examples = RaterExamples(train, tokenizer, max_tokens=config.max_tokens)
-        mesh = make_mesh(config.mesh)
-        params = _fit(config, base, train, examples, mesh, run.output)
-        criteria, window_tokens = train.criteria, config.max_tokens
-        export(run.path("hf"), params, base.config, tokenizer, labels=criteria)
-        rater = Rater.build(
-            params, base.config, criteria, tokenizer, mesh=mesh, compute=config.compute, window_tokens=window_tokens
-        )
-        accuracy = held_out_accuracy(rater, validation)
-        if run.primary:
-            storage.write_json(run.path("eval.json"), {"validation": accuracy})
-        for criterion, row in accuracy.items():
-            log.info("train-rater: %s: held-out accuracy %s of %d pairs", criterion, row["accuracy"], row["num_pairs"])
-        counts |= {
-            "cut_texts": examples.num_cut,
-            "padding_fraction": round(examples.padding_fraction, 4),
-            "accuracy": {criterion: row["accuracy"] for criterion, row in accuracy.items()},
-        }
-        manifest.finish(run, counts)
-        return counts
-
-
-def _read(config: Config) -> "tuple[Judgments, Judgments]":
-    """Judgments to learn from and held-out ones, without a common text."""
-    from qurating_jax.data import splits
-    from qurating_jax.data.judgment_files import read_judgments
-
-    judgments = read_judgments(config.judgments, config.criteria or None)
-    if not config.validation:
-        train_rows, validation_rows = splits.split_disjoint(judgments, config.validation_fraction, config.seed)
-        return judgments.take(train_rows), judgments.take(validation_rows)
-    validation = read_judgments(config.validation, judgments.criteria)
-    splits.refuse_overlap(judgments, validation)
-    return judgments, validation
-
-
-def _base(config: Config, vocab_size: int, num_criteria: int) -> "BaseModel":
-    from qurating_jax.models.base import resolve_base
-
-    return resolve_base(
+    data = rater_data.read(config, config.seed, tokenizer)
+    criteria = data.train.criteria
+    base = resolve_base(
         config.base,
         revision=config.revision,
         architecture=config.architecture,
-        vocab_size=vocab_size,
+        vocab_size=tokenizer.vocab_size,
         sequence_tokens=config.max_tokens,
-        num_criteria=num_criteria,
+        num_criteria=len(criteria),
     )
+    mesh = make_mesh(config.mesh)
+    evaluate = _validation(config, data, base, tokenizer, mesh)
+    plans = rater_fit.plan(config, config.seed, data, tokenizer, mesh)
+    counts = data.counts | rater_fit.plan_counts(base.config, plans)
+    log.info("train-rater: %s", ", ".join(f"{name} {value}" for name, value in counts.items()))
+    if config.dry_run:
+        print(f"would train {config.base} on {len(data.train)} judged groups for {counts['num_steps']} steps")
+        return counts
+    inputs = _inputs(config) | {"tokenizer": tokenizer.identity, "base": base.digest()}
+    with open_run(config, "train-rater", inputs, distributed=config.distributed) as run:
+        if run.state == "finished":
+            return run.counts
+        exported, members = "hf", [""]
+        if len(plans) > 1:
+            exported, members = "rater", [f"member-{number}" for number in range(len(plans))]
+        counts["exported_steps"] = []
+        for number, (member, batches) in enumerate(zip(members, plans, strict=True)):
+            trained = rater_fit.fit_rater(
+                config, config.seed + number, base, batches, mesh, run.path(member), criteria, evaluate
+            )
+            export(run.path(exported, member), trained.params, base.config, tokenizer, labels=criteria)
+            counts["exported_steps"].append(trained.step)
+        if len(members) > 1 and run.primary:
+            combined.save(run.path("rater"), members, criteria, [[1 / len(members)] * len(criteria)] * len(members))
+        barrier("raters exported")
+        rater = Rater.load(run.path(exported), mesh=mesh, compute=config.compute, window_tokens=config.max_tokens)
+        return _finish(run, counts, rater, data)
 
 
-def _num_steps(config: Config, num_groups: int) -> int:
-    return max(1, round(config.num_epochs * num_groups / config.batch_pairs))
+def _validation(
+    config: Config, data: "RaterData", base: "BaseModel", tokenizer: "TextTokenizer", mesh: "Mesh"
+) -> "Callable[[Params], dict[str, float]]":
+    """Parameters -> held-out metrics."""
+    from qurating_jax.scoring.neural import NeuralModel
+    from qurating_jax.scoring.validation import Validator
 
-
-def _fit(
-    config: Config,
-    base: "BaseModel",
-    train: "Judgments",
-    examples: "RaterExamples",
-    mesh: Any,
-    output: str,
-) -> Any:
-    from qurating_jax.training.fit import fit
-    from qurating_jax.training.losses import bradley_terry_loss
-
-    return fit(
-        base,
-        lambda params, batch: bradley_terry_loss(
+    validator = Validator(data.validation, tokenizer, max_tokens=config.max_tokens, margin=config.margin)
+    return lambda params: validator(
+        NeuralModel.build(
             params,
             base.config,
-            batch,
-            margin=config.margin,
-            label_temperature=config.label_temperature,
+            data.train.criteria,
+            tokenizer,
+            mesh=mesh,
             compute=config.compute,
-        ),
-        examples.fetch,
-        mesh=mesh,
-        num_rows=len(train),
-        num_steps=_num_steps(config, len(train)),
-        batch_size=config.batch_pairs,
-        accumulation=config.accumulation,
-        seed=config.seed,
-        optim_config=config.optim,
-        loop_config=config.loop,
-        title="train-rater",
-        directory=output,
-        labels=train.criteria,
+            window_tokens=config.max_tokens,
+            batch_tokens=_VALIDATION_TOKENS,
+        )
     )
+
+
+def _train_ngrams(config: Config) -> dict[str, Any]:
+    from qurating_jax.data.documents import Rejects, find_files, get_field, read_documents
+    from qurating_jax.scoring import ngrams
+    from qurating_jax.scoring.rater import Rater
+    from qurating_jax.training import rater_data
+
+    if config.num_members > 1 or config.length_debias or config.criterion_weights or config.objective == "regression":
+        raise UsageError(f"--base {NGRAMS} takes no num_members, length_debias, criterion_weights or regression")
+    data = rater_data.read(config, config.seed, None)
+    files = find_files(config.corpus) if config.corpus else []
+    if config.dry_run:
+        print(f"would fit an n-gram rater to {len(data.train)} judged groups")
+        return data.counts
+    inputs = _inputs(config) | ({"corpus": manifest.input_digest([], files)} if files else {})
+    with open_run(config, "train-rater", inputs) as run:
+        if run.state == "finished":
+            return run.counts
+        with Rejects(None, "error") as rejects:
+            corpus = (
+                (str(get_field(document.row, "domain") or "unknown"), document.text)
+                for document in read_documents(files, rejects=rejects)
+            )
+            model = ngrams.fit(
+                data.train,
+                config.ngrams,
+                margin=config.margin,
+                label_temperature=config.label_temperature,
+                corpus=corpus,
+            )
+        model.save(run.path("rater"))
+        return _finish(run, data.counts, Rater.load(run.path("rater"), window_tokens=config.max_tokens), data)
+
+
+def _inputs(config: Config) -> dict[str, Any]:
+    from qurating_jax.data.documents import find_files
+    from qurating_jax.data.judgment_files import find_judgments
+
+    found = {"judgments": config.judgments, "validation": config.validation}
+    inputs = {name: manifest.input_digest([], find_judgments(sources)) for name, sources in found.items() if sources}
+    return inputs | ({"teacher": manifest.input_digest([], find_files(config.teacher))} if config.teacher else {})
+
+
+def _finish(run: manifest.Run, counts: dict[str, Any], rater: "Rater", data: "RaterData") -> dict[str, Any]:
+    """Held-out accuracy of what was exported, and the manifest."""
+    from qurating_jax.scoring.accuracy import held_out_accuracy
+
+    accuracy = held_out_accuracy(rater, data.validation)
+    if run.primary:
+        storage.write_json(run.path("eval.json"), {"validation": accuracy})
+    for criterion, row in accuracy.items():
+        log.info("train-rater: %s: held-out accuracy %s of %d pairs", criterion, row["accuracy"], row["num_pairs"])
+    counts = counts | {"accuracy": {criterion: row["accuracy"] for criterion, row in accuracy.items()}}
+    manifest.finish(run, counts)
+    return counts
 
 
 def _tokenizer_source(config: Config) -> str:

@@ -1,6 +1,6 @@
 """Training checkpoints through Orbax: asynchronous, committed atomically, restored onto any mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str, *, keep: int) -> None:
-        """Opens (or creates) the directory; only the newest `keep` checkpoints stay."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        """Opens (or creates) the directory; the newest `keep` checkpoints stay, and the one at `protect`."""
+        self._preserve = _Preserve(keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._preserve, create=True, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -29,6 +32,14 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest committed step, None where there is none."""
         return self._manager.latest_step()
+
+    def protect(self, step: int) -> None:
+        """From now on the checkpoint of this step stays, and the one named before no longer has to."""
+        self._preserve.protected = step
+
+    def document(self, step: int) -> dict[str, Any]:
+        """The JSON document of a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
 
     def save(self, step: int, state: Any, document: dict[str, Any]) -> None:
         """Starts saving in the background; nothing happens where this step is already saved."""
@@ -43,6 +54,18 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), document=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         return restored.state, restored.document
+
+
+class _Preserve:
+    """Orbax's policy of what stays: the newest ones and the protected one."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep, self.protected = keep, -1
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One answer per checkpoint, oldest first."""
+        newest = len(checkpoints) - self.keep
+        return [index >= newest or info.step == self.protected for index, info in enumerate(checkpoints)]
 
 
 def restore_params(directory: str, abstract: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any], int]:

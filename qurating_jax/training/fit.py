@@ -1,4 +1,4 @@
-"""From a base model, a loss and rows of data to trained parameters: what rater and language model have in common."""
+"""From parameters, a loss and batches to trained parameters: what rater and language model have in common."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,75 +7,73 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qurating_jax.data.batches import BatchBuilder, FetchRows, row_order
+from qurating_jax.data.batches import BatchBuilder
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.models import hf
-from qurating_jax.models.base import BaseModel
 from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel import distributed
 from qurating_jax.training import optim
-from qurating_jax.training.loop import train
+from qurating_jax.training.loop import Trained, Validation, train
 from qurating_jax.training.options import LoopConfig, OptimConfig
-from qurating_jax.training.state import abstract_state, create_state
+from qurating_jax.training.state import Trainable, abstract_state, create_state
 from qurating_jax.training.step import LossFn, make_step
 
 
 def fit(
-    base: BaseModel,
+    model: DecoderConfig,
+    trainable: Trainable,
     loss_fn: LossFn,
-    fetch: FetchRows,
+    builder: BatchBuilder,
     *,
     mesh: Mesh,
-    num_rows: int,
     num_steps: int,
-    batch_size: int,
-    accumulation: int,
-    seed: int,
     optim_config: OptimConfig,
     loop_config: LoopConfig,
     title: str,
     directory: str,
     labels: Sequence[str] = (),
-) -> Params:
+    validation: Validation | None = None,
+) -> Trained:
     """Trains for `num_steps` updates, or what is left of them after the newest checkpoint in `directory`.
 
     Args:
-        base: the model to start from.
+        model: the architecture, stored with every checkpoint.
+        trainable: the parameters to train, and where they come from.
         loss_fn: see `step.LossFn`; its sums include `tokens`, the measure of throughput.
-        fetch: rows (int64 [n] below `num_rows`) -> arrays of a batch.
+        builder: batch of a step.
         mesh: the device mesh.
-        num_rows: rows of the data set; every epoch goes through them in another order.
         num_steps: updates in all.
-        batch_size: rows per update, over all devices.
-        accumulation: micro-batches per update.
-        seed: of initialisation and order.
         optim_config: optimiser settings.
         loop_config: logging and checkpoints.
         title: for progress and log lines.
         directory: gets `checkpoints/` and `metrics.jsonl`.
         labels: names of a rater's scores, stored with every checkpoint.
+        validation: on held-out data; gets the parameters of the whole model.
 
     Returns:
-        The parameters, in their shards. Errors as of `loop.train` and `BatchBuilder`.
+        The parameters of the whole model, in their shards. Errors as of `loop.train`.
     """
     tx = optim.optimizer(optim_config, num_steps)
-    order = row_order(num_rows, seed)
-    builder = BatchBuilder(order, fetch, batch_size=batch_size, accumulation=accumulation, mesh=mesh)
+    merge = jax.jit(trainable.merge) if trainable.frozen else trainable.merge
+    if validation is not None:
+        evaluate = validation.evaluate
+        validation = dataclasses.replace(validation, evaluate=lambda params: evaluate(merge(params, trainable.frozen)))
+    abstract = abstract_state(trainable.abstract, tx, mesh)
     with jax.set_mesh(mesh):
-        state = train(
-            lambda: create_state(base.config, tx, mesh, seed=seed, params=base.load(mesh, seed=seed)),
-            abstract_state(base.config, tx, mesh),
-            make_step(loss_fn, tx),
+        trained = train(
+            lambda: create_state(trainable.create(), abstract, tx),
+            abstract,
+            make_step(loss_fn, tx, frozen=trainable.frozen, assemble=trainable.assemble),
             builder,
             num_steps=num_steps,
             title=title,
-            unit="tokens",
             directory=directory,
-            document={"model": dataclasses.asdict(base.config), "labels": list(labels)},
+            document={"model": dataclasses.asdict(model), "labels": list(labels)},
             config=loop_config,
+            validation=validation,
         )
-    return state.params
+        return dataclasses.replace(trained, params=merge(trained.params, trainable.frozen))
 
 
 def export(

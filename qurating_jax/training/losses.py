@@ -1,5 +1,8 @@
-"""The two losses as (sum, sums) of a micro-batch. Letters: M groups, k texts per group, T tokens, C criteria."""
+"""The losses as (sum, sums) of a micro-batch. Letters: B rows, R texts of a row, G groups of a row, k texts of a group,
+T tokens, C criteria.
+"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,15 +11,22 @@ from jax import Array
 
 from qurating_jax.models import heads
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
+from qurating_jax.models.flops import training_flops
+
+MARGINS = (0.0, 0.5, 0.8)  # confidences at which accuracies are reported (REFERENCE step 2)
+# A confidence of exactly the margin must pass although its label is stored in float32.
+_ROUNDING = 1e-6
 
 
 def bradley_terry_loss(
     params: Any,
     config: DecoderConfig,
     batch: dict[str, Array],
+    classes: Sequence[tuple[int, int]],
     *,
     margin: float,
     label_temperature: float,
+    weights: Sequence[float] | None = None,
     compute: ComputeConfig,
 ) -> tuple[Array, dict[str, Array]]:
     """Pairwise cross-entropy of a rater (REFERENCE step 2).
@@ -27,34 +37,61 @@ def bradley_terry_loss(
     Args:
         params: the rater's parameters.
         config: its architecture.
-        batch: `tokens` int32 [M, k, T], `lengths` int32 [M, k], `labels` float32 [M, k, k, C] with [m, i, j, c] =
-            p(text j preferred to text i), `valid` bool of the same shape.
+        batch: packed groups (see `data.rater_examples.PackedBatches.fetch`): `tokens` int32 [B, T], `lengths` int32
+            [B, R], `members` int32 [B, G, k], `labels` float32 [B, G, k, k, C] with [.., i, j, c] = p(text j preferred
+            to text i), `valid` bool of the same shape, and where they are given `offsets` float32 [B, G, k, C]: known
+            parts of the logits that the scores need not explain.
+        classes: length classes of the rows' texts.
         margin: smallest confidence that counts.
         label_temperature: labels become sigmoid(logit(p) / temperature).
+        weights: of each criterion in the loss and its count; None: 1 each.
         compute: dtype, remat and scan settings.
 
     Returns:
-        The summed loss and `count` (of valid entries), `correct` and `decided` (entries with p != 1/2: the
-        accuracy's numerator and denominator; equal scores count one half).
+        The summed loss and `count` (of valid entries, weighted), `correct_M` and `decided_M` for each margin M of
+        `MARGINS` (entries with p != 1/2 of that confidence, and how many the scores order as the label does, equal
+        scores one half), and what `_sizes` gives.
     """
-    M, k, T = batch["tokens"].shape
-    mask = jnp.arange(T)[None, :] < batch["lengths"].reshape(M * k, 1)
-    scores = heads.scores(params, config, batch["tokens"].reshape(M * k, T), mask, compute=compute)
-    scores_MkC = scores.reshape(M, k, -1)
-    logits = scores_MkC[:, None, :, :] - scores_MkC[:, :, None, :]  # [m, i, j] = s_j - s_i
+    scores_BGkC = _scores_of_groups(params, config, batch, classes, compute=compute)
+    k = scores_BGkC.shape[2]
+    logits = _differences(scores_BGkC)
     labels = batch["labels"]
-    # 1e-6: a confidence of exactly the margin must pass although its label is stored in float32.
-    counted = batch["valid"] & (jnp.abs(2 * labels - 1) >= margin - 1e-6) & ~jnp.eye(k, dtype=bool)[None, :, :, None]
+    confidence = jnp.abs(2 * labels - 1)
+    valid = batch["valid"] & ~jnp.eye(k, dtype=bool)[:, :, None]
+    counted = valid & (confidence >= margin - _ROUNDING)
     targets = jax.nn.sigmoid((jnp.log(labels) - jnp.log1p(-labels)) / label_temperature)
-    losses = jax.nn.softplus(logits) - targets * logits
-    decided = counted & (labels != 0.5)
+    explained = logits + _differences(batch["offsets"]) if "offsets" in batch else logits
+    losses = jax.nn.softplus(explained) - targets * explained
+    weight_C = jnp.asarray(weights or [1.0] * labels.shape[-1], jnp.float32)
+    sums = {"count": jnp.sum(counted * weight_C)}
     agreement = jnp.where(logits == 0, 0.5, ((logits > 0) == (labels > 0.5)).astype(jnp.float32))
-    return jnp.sum(jnp.where(counted, losses, 0.0)), {
-        "count": jnp.sum(counted, dtype=jnp.float32),
-        "correct": jnp.sum(jnp.where(decided, agreement, 0.0)),
-        "decided": jnp.sum(decided, dtype=jnp.float32),
-        "tokens": jnp.sum(batch["lengths"], dtype=jnp.float32),
-    }
+    for least in MARGINS:
+        decided = valid & (labels != 0.5) & (confidence >= least - _ROUNDING)
+        sums[f"correct_{least}"] = jnp.sum(jnp.where(decided, agreement, 0.0))
+        sums[f"decided_{least}"] = jnp.sum(decided, dtype=jnp.float32)
+    return jnp.sum(jnp.where(counted, losses, 0.0) * weight_C), sums | _sizes(config, batch)
+
+
+def regression_loss(
+    params: Any,
+    config: DecoderConfig,
+    batch: dict[str, Array],
+    classes: Sequence[tuple[int, int]],
+    *,
+    weights: Sequence[float] | None = None,
+    compute: ComputeConfig,
+) -> tuple[Array, dict[str, Array]]:
+    """Squared error of scores against given ones (distillation), arguments as of `bradley_terry_loss`.
+
+    `batch` holds `targets` float32 [B, G, k, C], NaN where a text has none. `count` is the weighted number of targets.
+    """
+    scores_BGkC = _scores_of_groups(params, config, batch, classes, compute=compute)
+    targets = batch["targets"]
+    known = ~jnp.isnan(targets)
+    errors = jnp.square(scores_BGkC - jnp.where(known, targets, 0.0))
+    weight_C = jnp.asarray(weights or [1.0] * targets.shape[-1], jnp.float32)
+    sums = {"count": jnp.sum(known * weight_C)}
+    return jnp.sum(jnp.where(known, errors, 0.0) * weight_C), sums | _sizes(config, batch)
 
 
 def next_token_loss(
@@ -77,4 +114,33 @@ def next_token_loss(
     return jnp.sum(losses), {
         "count": jnp.sum(predicted, dtype=jnp.float32),
         "tokens": jnp.sum(batch["segment_ids"] != 0, dtype=jnp.float32),
+    }
+
+
+def _scores_of_groups(
+    params: Any,
+    config: DecoderConfig,
+    batch: dict[str, Array],
+    classes: Sequence[tuple[int, int]],
+    *,
+    compute: ComputeConfig,
+) -> Array:
+    """float32 [B, G, k, C]."""
+    scores_BRC = heads.packed_scores(params, config, batch["tokens"], batch["lengths"], classes, compute=compute)
+    B, G, k = batch["members"].shape
+    return jnp.take_along_axis(scores_BRC, batch["members"].reshape(B, G * k, 1), axis=1).reshape(B, G, k, -1)
+
+
+def _differences(scores_BGkC: Array) -> Array:
+    """[B, G, i, j, C] = s_j - s_i."""
+    return scores_BGkC[:, :, None, :, :] - scores_BGkC[:, :, :, None, :]
+
+
+def _sizes(config: DecoderConfig, batch: dict[str, Array]) -> dict[str, Array]:
+    """Of a packed micro-batch: `tokens`, `places` (tokens and padding) and `teraflops` that its texts need."""
+    lengths = batch["lengths"].astype(jnp.float32)
+    return {
+        "tokens": jnp.sum(lengths),
+        "places": jnp.asarray(batch["tokens"].size, jnp.float32),
+        "teraflops": jnp.sum(training_flops(config, lengths)) * 1e-12,
     }

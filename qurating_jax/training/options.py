@@ -5,6 +5,8 @@ from typing import Literal
 
 from qurating_jax.config import option
 
+_LORA_TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -38,3 +40,36 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if min(self.log_steps, self.checkpoint_steps, self.keep_checkpoints) < 1:
             raise ValueError("log_steps, checkpoint_steps and keep_checkpoints must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """When a run is validated, and what follows from it."""
+
+    every_steps: int | None = option(None, "validate every so many steps and at the end; null: ten times in a run")
+    patience: int = option(0, "stop after so many validations in a row that were not the best; 0: never")
+    export: Literal["best", "last"] = option("best", "which parameters are exported: best validation, or the last")
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or (self.every_steps is not None and self.every_steps < 1):
+            raise ValueError("every_steps must be at least 1, patience at least 0")
+
+    def interval(self, num_steps: int) -> int:
+        """Steps between two validations of a run of `num_steps`."""
+        return self.every_steps or max(1, round(num_steps / 10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in place of full fine-tuning."""
+
+    rank: int = option(0, "rank of the adapters; 0: full fine-tuning")
+    alpha: float = option(16.0, "the adapters' scale is alpha / rank")
+    targets: tuple[str, ...] = option(_LORA_TARGETS, "matrices that get adapters")
+
+    def __post_init__(self) -> None:
+        wrong = [target for target in self.targets if target not in _LORA_TARGETS]
+        if wrong or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets are different ones of {', '.join(_LORA_TARGETS)}, not {', '.join(self.targets)}")
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError("rank must be at least 0, alpha positive")

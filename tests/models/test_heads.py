@@ -134,9 +134,9 @@ def test_positions_start_at_the_first_token():
     tokens, mask = pad(DOCUMENTS, left=range(4))
     seen = {}
 
-    def spy(params, config, tokens_BT, *, positions_BT, segment_ids_BT, compute):
-        seen.update(positions=positions_BT, segments=segment_ids_BT)
-        return jnp.zeros((*tokens_BT.shape, config.embed_dim), jnp.float32)
+    def spy(params, config, tokens_BT, *, positions_BT, attend, only_ends, compute):
+        seen.update(positions=positions_BT, segments=attend.segment_ids_BT)
+        return jnp.zeros((*attend.ends_BR.shape, config.embed_dim), jnp.float32)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama, "hidden_states", spy)
