@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,33 @@ import pytest
 import tiny_hf as tiny
 
 from qurating_jax.data.documents import Rejects, read_documents
+from qurating_jax.data.judgments import from_averages
+from qurating_jax.method.bradley_terry import win_probability
 from qurating_jax.pipeline import annotate
+from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.scoring.ngrams import NgramModel, fit
+from qurating_jax.scoring.options import NgramConfig
+from qurating_jax.scoring.rater import Rater
 
 
 @pytest.fixture(scope="module")
 def rater(tmp_path_factory):
     return str(tiny.make_model(tmp_path_factory.mktemp("rater"), len(tiny.CRITERIA)))
+
+
+@pytest.fixture(scope="module")
+def word_rater(tmp_path_factory):
+    """An n-gram rater: longer texts are better."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["plant", "proof", "Napoleon", "wall,"], size)) for size in rng.integers(1, 30, 60)]
+    groups = [tuple(texts[i] for i in rng.choice(60, 2, replace=False)) for _ in range(100)]
+    lengths = np.array([[len(text) / 50 for text in group] for group in groups])
+    averages = np.repeat(win_probability(lengths)[..., None], 3, axis=3)
+    judgments = from_averages(groups, groups, [("d", "d")] * 100, tiny.CRITERIA, averages)
+    directory = str(tmp_path_factory.mktemp("words"))
+    fit(judgments, NgramConfig(bits=10, ridge=1.0)).save(directory)
+    return directory
 
 
 def _write(path, texts, **fields):
@@ -55,6 +76,45 @@ def test_rows_stay_in_order_and_empty_text_has_no_rating(tmp_path, rater):
     assert table.schema.field("length").type == pa.int32()
     assert table.schema.field("writing_style_average").type == pa.float32()
     assert table.schema.field("writing_style_chunks").type == pa.list_(pa.float32())
+
+
+def test_an_n_gram_rater_rates_windows_of_words(tmp_path, word_rater):
+    words = ["The", "cell", "wall", "of", "a", "plant", "is", "made", "of", "cellulose,", "isn't", "it?"]
+    texts = ["", " \n ", " ".join(words[:7]), "  " + " \n".join(words * 20)]
+    source = _write(tmp_path / "in.jsonl", texts)
+    counts, table = _run(tmp_path, "out", source, word_rater, rows_per_part=3)
+    assert (counts["documents"], counts["unrated"], counts["parts"]) == (4, 2, 2)
+    assert table["index"].to_pylist() == [0, 1, 2, 3]
+    model = NgramModel.load(word_rater)
+    for text, row in zip(texts, table.to_pylist(), strict=True):
+        starts = [found.start() for found in re.finditer(r"\w+|[^\w\s]", text)]
+        cuts = [0, *starts[48::48], len(text)] if starts else [0]
+        assert row["length"] == len(starts) == sum(row["chunk_lengths"])
+        assert row["chunk_lengths"] == [min(48, len(starts) - first) for first in range(0, len(starts), 48)]
+        scores = model.score([text[start:end] for start, end in itertools.pairwise(cuts)])
+        for number, criterion in enumerate(tiny.CRITERIA):
+            assert row[f"{criterion}_chunks"] == scores[:, number].tolist()
+            if starts:
+                expected = np.average(scores[:, number].astype(np.float64), weights=row["chunk_lengths"])
+                assert row[f"{criterion}_average"] == np.float32(expected)
+            else:
+                assert row[f"{criterion}_average"] is None
+    assert manifest.read(str(tmp_path / "out"))["determined"]["inputs"]["tokenizer"] == "words-1"
+    with pytest.raises(UserError, match="a rater of kind ngrams takes no tokenizer"):
+        _run(tmp_path, "tokenizer", source, word_rater, tokenizer="x")
+
+
+def test_the_tokenizer_is_part_of_what_a_run_is_made_of(tmp_path, rater):
+    source = _write(tmp_path / "in.jsonl", tiny.TEXTS)
+    _run(tmp_path, "out", source, rater)
+    identity = Rater.load(rater, window_tokens=48).model.tokenizer.identity
+    assert manifest.read(str(tmp_path / "out"))["determined"]["inputs"]["tokenizer"] == identity
+    tiny.make_tokenizer(tmp_path / "other")
+    document = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    document["model"]["merges"] = document["model"]["merges"][:5]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"holds another run .*tokenizer was"):
+        _run(tmp_path, "out", source, rater, tokenizer=str(tmp_path / "other"))
 
 
 def test_parts_of_any_size_hold_the_same_ratings(tmp_path, rater):
@@ -117,9 +177,11 @@ def test_no_documents_is_an_error(tmp_path, rater):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_kill_and_resume_gives_the_same_bytes(tmp_path, rater):
+@pytest.mark.parametrize(("kind", "copies"), [("rater", 40), ("word_rater", 400)])
+def test_kill_and_resume_gives_the_same_bytes(tmp_path, kind, copies, request):
     """kill -9 after the first part; the same command finishes, and every file equals an uninterrupted run's."""
-    source = _write(tmp_path / "in.jsonl", [f"{text} {n}" for n, text in itertools.product(range(40), tiny.TEXTS)])
+    texts = [f"{text} {n}" for n, text in itertools.product(range(copies), tiny.TEXTS)]
+    source, rater = _write(tmp_path / "in.jsonl", texts), request.getfixturevalue(kind)
     options = ["--input", source, "--rater", rater, "--window_tokens", "48", "--rows_per_part", "20"]
     environment = {**os.environ, "XLA_FLAGS": ""}
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ from qurating_jax.models import heads, hf
 from qurating_jax.models.config import ComputeConfig
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
+from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.likelihood import LanguageModel
-from qurating_jax.scoring.rater import Rater
+from qurating_jax.scoring.rater import Rater, inspect
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,59 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(rater_directory,
 def test_windows_beyond_what_the_rater_is_made_for_are_refused(rater_directory):
     with pytest.raises(UserError, match="up to 64 tokens, not 65"):
         Rater.load(str(rater_directory), window_tokens=65)
+
+
+def test_score_is_the_rating_in_float32_and_progress_adds_up(rater_directory):
+    rater = _load(rater_directory, batch_tokens=64)
+    done = []
+    ratings = rater.rate(tiny.TEXTS, done.append)
+    scores = rater.score(tiny.TEXTS)
+    assert scores.dtype == np.float32
+    assert np.array_equal(scores, ratings.averages.astype(np.float32), equal_nan=True)
+    assert np.isnan(scores[tiny.TEXTS.index("")]).all()
+    assert np.isfinite(np.delete(scores, tiny.TEXTS.index(""), axis=0)).all()
+    assert sum(done) == len(tiny.TEXTS)
+    assert min(done) > 0
+    alone = []
+    rater.rate([""], alone.append)
+    assert alone == [1]
+
+
+def test_a_rater_can_be_looked_at_without_its_weights(rater_directory, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(rater_directory, directory)
+    (directory / "model.safetensors").unlink()
+    info = inspect(str(directory), window_tokens=48)
+    assert info.criteria == tiny.CRITERIA
+    assert info.tokenizer == _load(rater_directory).model.tokenizer.identity
+    assert inspect(str(directory), criteria=("a", "b", "c"), window_tokens=48).criteria == ("a", "b", "c")
+    with pytest.raises(UserError, match="must give 3 different names"):
+        inspect(str(directory), criteria=("a", "b"), window_tokens=48)
+    with pytest.raises(UserError, match="must give 3 different names"):
+        _load(rater_directory, criteria=("a", "a", "b"))
+    with pytest.raises(UserError, match="up to 64 tokens, not 512"):
+        inspect(str(directory))
+
+
+@pytest.mark.parametrize("folder", ["rater", "hf"])
+def test_the_rater_in_a_finished_run_is_found(tmp_path, folder):
+    run = manifest.begin(str(tmp_path), stage="train-rater", config={}, identity={}, inputs={}, overwrite=False)
+    (tmp_path / folder).mkdir()
+    with pytest.raises(UserError, match="unfinished output of `qurating train-rater`"):
+        manifest.exported(str(tmp_path), *manifest.RATER_STAGES)
+    manifest.finish(run, {})
+    assert manifest.exported(str(tmp_path), *manifest.RATER_STAGES) == str(tmp_path / folder)
+    assert manifest.exported("owner/name", *manifest.RATER_STAGES) == "owner/name"
+    with pytest.raises(UserError, match="expected one of `qurating train-lm"):
+        manifest.exported(str(tmp_path), "train-lm")
+
+
+def test_a_directory_that_holds_no_rater_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a Hugging Face model directory"):
+        Rater.load(str(tmp_path))
+    for content, message in (("[]", "not a rater"), ('{"kind": "magic"}', "of kind 'magic'"), ("{", "not valid JSON")):
+        (tmp_path / "rater.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            Rater.load(str(tmp_path))
+        with pytest.raises(UserError, match=message):
+            inspect(str(tmp_path))
