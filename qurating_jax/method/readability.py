@@ -225,9 +225,13 @@ def _richness(lowered: list[str]) -> float:
     previous: dict[str, int] = {}
     distinct = 0
     for place, word in enumerate(lowered):
-        first_start = max(previous.get(word, -1), place - width) + 1
-        distinct += max(min(place, last_start) - first_start + 1, 0)
+        before = previous.get(word, -1)
         previous[word] = place
+        if before < place - width:  # comparisons, not min and max: this runs for every word of a corpus
+            before = place - width
+        end = place if place < last_start else last_start
+        if end > before:
+            distinct += end - before
     return distinct / (last_start + 1) / width
 
 

@@ -6,6 +6,7 @@ is hashed in NumPy, a batch of texts at a time, as polynomials over 64-bit words
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,10 +96,9 @@ def inverse_frequencies(counts: sparse.csr_array, config: NgramConfig) -> NDArra
 
 def number_words(texts: Sequence[Sequence[str]]) -> tuple[NDArray[np.int64], list[str]]:
     """The words of all texts as numbers (int64, text after text), and the distinct words by their numbers."""
-    lookup: dict[str, int] = {}
-    total = sum(map(len, texts))
-    numbers = (lookup.setdefault(word, len(lookup)) for words in texts for word in words)
-    return np.fromiter(numbers, np.int64, total), list(lookup)
+    flat = list(chain.from_iterable(texts))
+    lookup = {word: number for number, word in enumerate(dict.fromkeys(flat))}
+    return np.fromiter(map(lookup.__getitem__, flat), np.int64, len(flat)), list(lookup)
 
 
 def hash_strings(strings: Sequence[str]) -> Hashes:

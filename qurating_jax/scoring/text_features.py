@@ -122,7 +122,10 @@ def statistics(texts: Sequence[str], frequencies: WordFrequencies, *, counted: b
     rows = [np.zeros((0, len(frequencies.statistics)))]
     for batch in batches(texts, _MAX_TEXTS):
         found = [words(text) for text in batch]
-        numbers, distinct = number_words([_lower_words(own) for own in found])
+        spelled, spellings = number_words(found)
+        lower, distinct = number_words([_lower_words(spellings)])
+        numbers = lower[spelled]
+        capitals = np.array([word.isupper() and len(word) > 1 for word in spellings], bool)
         by_domain = frequencies.of(distinct)
         counts = by_domain.sum(axis=1)
         relations = _relations(by_domain, counts, frequencies)
@@ -132,18 +135,19 @@ def statistics(texts: Sequence[str], frequencies: WordFrequencies, *, counted: b
             here = numbers[start:end]
             commonness = _commonness(here, counts, content, frequencies.total, counted=counted)
             relation = relations[here].mean(axis=0) if len(here) else np.zeros(relations.shape[1])
-            rows.append(np.array([[*_form(text, own), *commonness, *relation]]))
+            num_capitals = int(capitals[spelled[start:end]].sum())
+            rows.append(np.array([[*_form(text, len(own), num_capitals), *commonness, *relation]]))
     return np.concatenate(rows)
 
 
-def _form(text: str, own: Sequence[str]) -> list[float]:
+def _form(text: str, num_words: int, num_capitals: int) -> list[float]:
     """Everything that needs no word frequencies."""
     basic = vars(text_statistics(text))
     values = [float(np.log1p(basic[name]) if name in _LOGARITHMIC else basic[name]) for name in _BASIC]
-    num_words = max(len(own), 1)
+    num_words = max(num_words, 1)
     values += [float(np.log1p(len(text))), sum(map(str.isupper, text)) / max(len(text), 1)]
     values += [sum(text.count(mark) for mark in marks) / num_words for marks in _MARKS.values()]
-    values += [sum(1 for word in own if word.isupper() and len(word) > 1) / num_words, float(text[:1].islower())]
+    values += [num_capitals / num_words, float(text[:1].islower())]
     return values
 
 

