@@ -143,7 +143,7 @@ class PackedBatches:
         needed = lengths.sum(axis=2).max(axis=1)
         row_tokens = choose_lengths(needed, max_shapes)
         length_of_step = row_tokens[np.searchsorted(row_tokens, needed)]
-        classes = choose_classes(-np.sort(-lengths, axis=2).max(axis=(0, 1)), _MAX_CLASSES)
+        classes = choose_classes((-np.sort(-lengths, axis=2)).max(axis=(0, 1)), _MAX_CLASSES)
         padding = 1 - lengths.sum() / (num_rows * length_of_step.sum())
         return cls(examples, classes, row_tokens, float(padding), rows, length_of_step)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from qurating_jax.data.batches import BatchBuilder, row_order
+from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime.errors import UserError
@@ -30,9 +30,9 @@ def rows_of(batch):
 
 
 def builder(mesh_name, accumulation=1, seed=0, batch_size=BATCH, num_rows=ROWS):
-    return BatchBuilder(
-        row_order(num_rows, seed), fetch, batch_size=batch_size, accumulation=accumulation, mesh=mesh(mesh_name)
-    )
+    on = mesh(mesh_name)
+    batches = batches_of_rows(row_order(num_rows, seed), fetch, batch_size)
+    return BatchBuilder(batches, shape=micro_batches(batch_size, accumulation, on), mesh=on)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -41,7 +41,7 @@ def test_rows_do_not_depend_on_mesh_or_accumulation(name, accumulation):
     order = row_order(ROWS, 0)
     one = builder(name, accumulation)
     for step in (0, 2, 11):
-        batch = one.place(one.local_rows(step))
+        batch = one.place(one.local(step))
         assert rows_of(batch) == [order[step * BATCH + place] for place in range(BATCH)]
         assert batch["matrix"].shape == (accumulation, BATCH // accumulation, 2, 3)
         np.testing.assert_array_equal(
@@ -95,6 +95,22 @@ def test_an_error_while_reading_reaches_the_caller():
     def broken(rows):
         raise UserError("row 3 cannot be read")
 
-    one = BatchBuilder(row_order(4, 0), broken, batch_size=2, accumulation=1, mesh=mesh("1x1x1"))
+    one = BatchBuilder(batches_of_rows(row_order(4, 0), broken, 2), shape=(1, 2), mesh=mesh("1x1x1"))
     with pytest.raises(UserError, match="row 3 cannot be read"):
         next(one.batches(0, 2))
+
+
+def test_steps_may_have_batches_of_different_shapes():
+    """Places are asked for as a grid [A, M] counted row by row, only those that are held here, each once."""
+    asked = []
+
+    def fetch(step, places):
+        asked.append(places.tolist())
+        return {"place": places[:, None] + np.zeros(step, np.int64)}
+
+    one = BatchBuilder(fetch, shape=(2, 4), mesh=mesh("2x2x2"))
+    for step, batch in enumerate(one.batches(3, 6), 3):
+        assert batch["place"].shape == (2, 4, step)
+        np.testing.assert_array_equal(batch["place"][:, :, 0], np.arange(8).reshape(2, 4))
+        assert {shard.data.shape for shard in batch["place"].addressable_shards} == {(2, 1, step)}
+    assert asked == [list(range(8))] * 3
