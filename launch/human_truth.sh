@@ -41,4 +41,4 @@ qurating judge run --input "$out/heldout.jsonl" "${judge[@]}" --num_pairs 3000 -
 qurating train-rater --config configs/train_rater/human_truth.yaml --judgments "$out/judge_train" \
   --validation "$out/judge_heldout" --tokenizer "$out/tokenizer" --output "$out/train_rater"
 qurating eval-rater --rater "$out/train_rater" --judgments "$out/judge_heldout" --documents "$out/heldout.jsonl" \
-  --truth_field easiness --window_tokens 320 --output "$out/eval_rater"
+  --baseline_judgments "$out/judge_train" --truth_field easiness --window_tokens 320 --output "$out/eval_rater"

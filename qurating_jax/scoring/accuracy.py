@@ -1,27 +1,23 @@
 """How well scores agree with judgments: held-out pair accuracy by criterion and margin (REFERENCE step 2)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qurating_jax.data.judgments import Judgments
 from qurating_jax.method.bradley_terry import pair_accuracy
-from qurating_jax.scoring.rater import Rater
+from qurating_jax.scoring.pairs import distinct_texts
+
+if TYPE_CHECKING:
+    from qurating_jax.scoring.rater import Rater
 
 MARGINS = (0.0, 0.5, 0.8)
 
 
-def held_out_accuracy(rater: Rater, judgments: Judgments) -> dict[str, dict[str, Any]]:
+def held_out_accuracy(rater: "Rater", judgments: Judgments) -> dict[str, dict[str, Any]]:
     """A rater's accuracy on judged groups, by its ratings of the whole texts."""
     texts, places = distinct_texts(judgments)
     return accuracy_by_criterion(rater.score(texts)[places], judgments)
-
-
-def distinct_texts(judgments: Judgments) -> tuple[list[str], np.ndarray]:
-    """Every text once, and int64 [n, k], where each group's texts stand in that list."""
-    numbers: dict[str, int] = {}
-    places = [[numbers.setdefault(text, len(numbers)) for text in group] for group in judgments.texts]
-    return list(numbers), np.array(places, np.int64)
 
 
 def accuracy_by_criterion(scores: np.ndarray, judgments: Judgments) -> dict[str, dict[str, Any]]:

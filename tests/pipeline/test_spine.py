@@ -99,7 +99,7 @@ def test_evaluations_hold_numbers(chain):
     rater = json.loads((chain / "train_rater" / "eval.json").read_text())["validation"]
     assert all(0 <= row["accuracy"] <= 1 for row in rater.values())
     beside = json.loads((chain / "eval_rater" / "eval.json").read_text())["pair_accuracy"]
-    assert set(beside) == {"rater", "flesch_reading_ease", "length"}
+    assert set(beside) == {"rater", "flesch_reading_ease", "length", "ngrams"}
     lm = json.loads((chain / "eval_lm" / "eval.json").read_text())
     assert lm["all"]["perplexity"] > 1
     assert sum(row["num_tokens"] for row in lm["domains"].values()) == lm["all"]["num_tokens"]
