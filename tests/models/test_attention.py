@@ -31,6 +31,33 @@ def brute_force(query, key, value, segment_ids, window):
     return out
 
 
+def brute_force_gradients(query, key, value, segment_ids, window, gradient):
+    """float64 derivatives of sum(gradient * attention), by the chain rule of one query at a time."""
+    query, key, value, gradient = (np.asarray(array, np.float64) for array in (query, key, value, gradient))
+    B, T, N, H = query.shape
+    group = N // key.shape[2]
+    d_query, d_key, d_value = np.zeros_like(query), np.zeros_like(key), np.zeros_like(value)
+    for b in range(B):
+        for t in range(T):
+            seen = [
+                s
+                for s in range(t + 1)
+                if (window is None or t - s < window)
+                and (segment_ids is None or segment_ids[b, s] == segment_ids[b, t])
+            ]
+            for n in range(N):
+                k = n // group
+                scores = key[b, seen, k] @ query[b, t, n] / np.sqrt(H)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                d_weights = value[b, seen, k] @ gradient[b, t, n]
+                d_scores = weights * (d_weights - weights @ d_weights) / np.sqrt(H)
+                d_query[b, t, n] += d_scores @ key[b, seen, k]
+                d_key[b, seen, k] += d_scores[:, None] * query[b, t, n]
+                d_value[b, seen, k] += weights[:, None] * gradient[b, t, n]
+    return d_query, d_key, d_value
+
+
 def inputs(T, *, N=4, K=2, H=6, B=2, scale=2.0):
     generator = np.random.default_rng(T)
     shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H))
@@ -66,6 +93,51 @@ def test_query_heads_share_the_right_keys(N, K):
     np.testing.assert_allclose(run(*arrays), want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
+CASES = {
+    "whole": (40, 4, 2, None, False),
+    "segments": (40, 4, 4, None, True),
+    "window": (40, 4, 1, 9, False),
+    "window-and-segments": (40, 6, 3, 13, True),
+    "one-token": (1, 2, 1, None, False),
+    "several-chunks": (150, 2, 1, None, False),
+    "window-over-chunks": (150, 2, 1, 60, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_the_chain_rule_in_float64(case):
+    T, N, K, window, has_segments = CASES[case]
+    arrays = inputs(T, N=N, K=K, B=2)
+    segment_ids = segments(2, T) if has_segments else None
+    gradient = np.random.default_rng(5).standard_normal(arrays[0].shape).astype(np.float32)
+
+    def weighted(query, key, value):
+        return jnp.sum(gradient * attention(query, key, value, segment_ids_BT=segment_ids, sliding_window=window))
+
+    got = jax.jit(jax.grad(weighted, argnums=(0, 1, 2)), compiler_options=QUICK)(*arrays)
+    want = brute_force_gradients(*arrays, segment_ids, window, gradient)
+    for name, ours, theirs in zip(("query", "key", "value"), got, want, strict=True):
+        # One token alone: its weight is 1 whatever its score, which float32 knows up to rounding.
+        scale = max(np.abs(theirs).max(), np.abs(gradient).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * scale, err_msg=name)
+
+
+def test_the_chain_rule_is_the_slope():
+    """The reference itself, against differences of the float64 attention."""
+    arrays, segment_ids = inputs(12, B=1), segments(1, 12)
+    gradient = np.random.default_rng(5).standard_normal(arrays[0].shape)
+    slopes = brute_force_gradients(*arrays, segment_ids, 7, gradient)
+    generator = np.random.default_rng(6)
+    for number, array in enumerate(arrays):
+        direction = generator.standard_normal(array.shape)
+        values = []
+        for step in (1e-4, -1e-4):
+            moved = [x.astype(np.float64) for x in arrays]
+            moved[number] = moved[number] + step * direction
+            values.append((gradient * brute_force(*moved, segment_ids, 7)).sum())
+        assert (values[0] - values[1]) / 2e-4 == pytest.approx((slopes[number] * direction).sum(), rel=1e-6)
+
+
 @pytest.mark.parametrize("T", [100, 400])
 @pytest.mark.parametrize("window", [None, 70])
 def test_chunks_change_nothing(T, window, monkeypatch):
@@ -79,8 +151,13 @@ def test_chunks_change_nothing(T, window, monkeypatch):
 
 def test_number_of_chunks_is_bounded(monkeypatch):
     calls = []
-    attend = module._attend
-    monkeypatch.setattr(module, "_attend", lambda *arrays: calls.append(arrays[1].shape[1]) or attend(*arrays))
+    scores = module._scores
+
+    def spy(query, key, queries, keys, *rest):
+        calls.append(keys.stop - keys.start)
+        return scores(query, key, queries, keys, *rest)
+
+    monkeypatch.setattr(module, "_scores", spy)
     query, key, value = (jax.ShapeDtypeStruct((1, 4097, 2, 4), jnp.float32) for _ in range(3))
     jax.eval_shape(attention, query, key, value)
     assert len(calls) == 16
@@ -89,6 +166,31 @@ def test_number_of_chunks_is_bounded(monkeypatch):
     calls.clear()
     jax.eval_shape(lambda q, k, v: attention(q, k, v, sliding_window=100), query, key, value)
     assert max(calls) <= 257 + 99  # keys before the window are not multiplied
+
+
+def test_gradients_hold_no_matrix_of_weights():
+    """What the backward pass keeps grows with the tokens, not with their square."""
+
+    def kept(T):
+        arrays = [jax.ShapeDtypeStruct((1, T, 2, 4), jnp.float32)] * 3
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda *x: jax.vjp(attention, *x)[1], *arrays)))
+
+    assert kept(2048) == 2 * kept(1024)
+
+
+def test_bfloat16_gradients_are_those_of_float32():
+    rounded = [jnp.asarray(array, jnp.bfloat16) for array in inputs(40)]
+    gradient = jnp.asarray(np.random.default_rng(5).standard_normal(rounded[0].shape), jnp.bfloat16)
+
+    def slopes(*arrays):
+        pullback = jax.vjp(attention, *arrays)[1]
+        return pullback(gradient.astype(arrays[0].dtype))
+
+    got = jax.jit(slopes, compiler_options=QUICK)(*rounded)
+    want = brute_force_gradients(*(np.asarray(x, np.float32) for x in rounded), None, None, np.asarray(gradient, "f4"))
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert np.abs(np.asarray(ours, np.float64) - theirs).max() < 0.02 * np.abs(theirs).max()
 
 
 def test_no_gradient_and_no_nan_from_what_is_masked():
