@@ -189,7 +189,9 @@ def tables(nested: Mapping[str, Any]) -> "Iterator[Table]":
         for name, part in (*of["sources"].items(), *of["domains"].items()):
             beside = (number(part[model][_ACCURACIES[0]]["value"]) for model in baselines)
             rater = part[RATER]
-            add_row(of_parts, criterion, name, *_counts(part), *_accuracies(rater), *_scores(rater), *beside)
+            accuracy, *confident = (rater[metric] for metric in _ACCURACIES)
+            accuracies = (interval(accuracy), *(number(metric["value"]) for metric in confident))
+            add_row(of_parts, criterion, name, *_counts(part), *accuracies, *_scores(rater), *beside)
     return (one for one in (of_all, of_parts) if one.row_count)
 
 
