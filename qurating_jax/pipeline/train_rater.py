@@ -10,7 +10,7 @@ from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.scoring.options import NgramConfig
 from qurating_jax.stage import StageConfig, open_run, require, require_local
-from qurating_jax.training.rater_options import RaterOptions
+from qurating_jax.training.rater_options import NGRAMS, RaterOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from qurating_jax.scoring.rater import Rater
     from qurating_jax.training.rater_data import RaterData
 
-NGRAMS = "ngrams"
 _VALIDATION_TOKENS = 32_768  # per batch over all devices
 
 log = logging.getLogger(__name__)
@@ -171,7 +170,7 @@ def _finish(run: manifest.Run, counts: dict[str, Any], rater: "Rater", data: "Ra
     """Held-out accuracy of what was exported, and the manifest."""
     from qurating_jax.scoring.accuracy import held_out_accuracy
 
-    accuracy = held_out_accuracy(rater, data.validation)
+    accuracy = held_out_accuracy(rater, data.validation) if len(data.validation) else {}
     if run.primary:
         storage.write_json(run.path("eval.json"), {"validation": accuracy})
     for criterion, row in accuracy.items():

@@ -92,8 +92,9 @@ def _checked(options: RaterOptions, seed: int, data: RaterData) -> RaterData:
         if data.extra:
             raise UserError("--one_sided swap is for judgments; a teacher's ratings have no sides")
         data = RaterData(swap_sides(data.train, seed), swap_sides(data.validation, seed))
-    for name, judgments in (("training", data.train), ("held-out", data.validation)):
-        _require_labels(judgments, options.margin, name)
+    _require_labels(data.train, options.margin, "training")
+    if len(data.validation):
+        _require_labels(data.validation, options.margin, "held-out")
     if options.length_debias:
         data = replace(data, extra={**data.extra, "offsets": length_offsets(data.train, options.margin)})
     return data

@@ -8,6 +8,8 @@ from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeCo
 from qurating_jax.parallel.options import Distributed, MeshShape
 from qurating_jax.training.options import LoopConfig, LoraConfig, OptimConfig, ValidationConfig
 
+NGRAMS = "ngrams"  # the base that is no neural network
+
 
 @dataclass(frozen=True, kw_only=True)
 class RaterOptions:
@@ -26,7 +28,7 @@ class RaterOptions:
     missing_criteria: Literal["error", "mask"] = option("error", "a criterion that some sources lack: stop, or mask it")
     one_sided: Literal["error", "swap"] = option("error", "all labels prefer one slot: stop, or swap slots at random")
     validation: tuple[str, ...] = option((), "held-out judgments, likewise; none: a share of `judgments`", runtime=True)
-    validation_fraction: float = option(0.1, "share of the judged groups held out; no text is on both sides")
+    validation_fraction: float = option(0.1, "share of the judged groups held out, no text on both sides; 0: none")
     teacher: tuple[str, ...] = option((), "ratings to learn from in place of judgments (distillation)", runtime=True)
     objective: Literal["pairs", "regression"] = option("pairs", "what of a teacher is learned: order, or ratings")
     group_size: int = option(4, "texts of a teacher that are compared with each other")
@@ -51,8 +53,10 @@ class RaterOptions:
     distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError("validation_fraction must lie between 0 and 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError("validation_fraction must lie in 0..1, 1 excluded")
+        if not self.validation_fraction and not self.validation and self.base != NGRAMS:
+            raise ValueError(f"validation_fraction 0 is for base {NGRAMS}: neural raters are chosen by validation")
         if not 0 <= self.margin <= 1 or self.label_temperature <= 0:
             raise ValueError("margin must lie in 0..1, label_temperature must be positive")
         counts = (self.batch_pairs, self.accumulation, self.max_tokens, self.num_shapes, self.num_members)
