@@ -70,7 +70,7 @@ def low_rank(base: BaseModel, config: LoraConfig, mesh: Mesh, *, seed: int, dtyp
     adapters = _with_shardings(adapters, tree_shardings(mesh, lora.adapter_axes(whole, config), adapters))
     params = full_fine_tuning(base, mesh, seed=seed).create()
     head = params.pop("head")
-    cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), donate_argnums=0)
+    cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))
 
     def create() -> Params:
         make = jax.jit(lambda key: lora.init(whole, config, key), out_shardings=_shardings(adapters))
