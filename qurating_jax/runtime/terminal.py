@@ -16,8 +16,9 @@ def table(title: str, *headings: str) -> "Table":
     """An empty table."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    made = Table(title=Text(_clean(title, PLAIN_WIDTH)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for heading in headings:
         made.add_column(heading, overflow="fold")
     return made
@@ -58,7 +59,7 @@ def show(tables: "Iterable[Table]", *lines: str) -> None:
     print("\n".join(printed).encode(encoding, "replace").decode(encoding), end="")
 
 
-def _clean(text: str) -> str:
+def _clean(text: str, characters: int = CELL_CHARACTERS) -> str:
     """One line of printable characters: an id may hold what moves the cursor or turns the writing direction."""
-    shown = "".join(character if character.isprintable() else "?" for character in text[: CELL_CHARACTERS + 1])
-    return shown if len(shown) <= CELL_CHARACTERS else shown[: CELL_CHARACTERS - 3] + "..."
+    shown = "".join(character if character.isprintable() else "?" for character in text[: characters + 1])
+    return shown if len(shown) <= characters else shown[: characters - 3] + "..."

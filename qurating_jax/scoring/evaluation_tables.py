@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _ACCURACIES = tuple(f"accuracy_{margin:g}" for margin in MARGINS)
+_SCORES = ("log_loss", "ece", "auc")
 _CEILINGS = tuple(f"noise_ceiling_{margin:g}" for margin in MARGINS)
 _WHERE = [("source", pa.string()), ("domain", pa.string()), ("criterion", pa.string()), ("model", pa.string())]
 _MEASURES = pa.schema(
@@ -168,31 +169,33 @@ def pair_accuracy(nested: Mapping[str, Any]) -> dict[str, dict[str, dict[str, An
 
 
 def tables(nested: Mapping[str, Any]) -> "Iterator[Table]":
-    """The tables of a `document`: models side by side, then the rater on every part, those with rows."""
+    """The tables of a `document`, by criterion: models side by side, then the rater on every part, if any."""
     headings = ("accuracy", *(f"margin {margin:g}" for margin in MARGINS[1:]))
     scores = ("log loss", "ECE", "AUC")
-    baselines = dict.fromkeys(name for of in nested.values() for name in of["all"] if name not in (RATER, LABELS))
-    of_all = table("Pairs", "criterion", "pairs", "ties", "model", *headings, "near length", *scores)
-    of_parts = table(
-        f"Parts: the {RATER}, and the accuracy of what it is compared with",
-        *("criterion", "part", "pairs", "ties", *headings, *scores, *baselines),
-    )
     for criterion, of in nested.items():
+        everything, parts = of["all"], (*of["sources"].items(), *of["domains"].items())
+        labels = everything[LABELS]
+        baselines = [name for name in everything if name not in (RATER, LABELS)]
+        title = f"{criterion}: {labels['pairs']['value']:.0f} pairs, {labels['ties']['value']:.0f} of them ties"
+        made = table(title, "model", *headings, "near length", *scores)
         for model in (RATER, *baselines):
-            if model in of["all"]:
-                near = number(of["all"][model]["accuracy_near_length"]["value"])
-                accuracies, rest = _accuracies(of["all"][model]), _scores(of["all"][model])
-                add_row(of_all, criterion, *_counts(of["all"]), model, *accuracies, near, *rest)
-        labels = {name: number(metric["value"]) for name, metric in of["all"][LABELS].items()}
-        best = (*(labels[name] for name in _CEILINGS), NOTHING, labels["entropy"], NOTHING, NOTHING)
-        add_row(of_all, criterion, *_counts(of["all"]), "(at best)", *best)
-        for name, part in (*of["sources"].items(), *of["domains"].items()):
+            metrics = everything[model]
+            accuracies = (interval(metrics[name]) for name in (*_ACCURACIES, "accuracy_near_length"))
+            add_row(made, model, *accuracies, *_scores(metrics))
+        best = {name: number(metric["value"]) for name, metric in labels.items()}
+        add_row(made, "(at best)", *(best[name] for name in _CEILINGS), NOTHING, best["entropy"], NOTHING, NOTHING)
+        yield made
+        if not parts:
+            continue
+        title = f"{criterion}: the {RATER} by source and domain, and the accuracy of the others"
+        made = table(title, "part", "pairs", "ties", *headings, *scores, *baselines)
+        for name, part in parts:
+            counts = (f"{part[LABELS][count]['value']:.0f}" for count in ("pairs", "ties"))
+            accuracy, *confident = (part[RATER][metric] for metric in _ACCURACIES)
+            numbers = (number(one["value"]) for one in (*confident, *(part[RATER][key] for key in _SCORES)))
             beside = (number(part[model][_ACCURACIES[0]]["value"]) for model in baselines)
-            rater = part[RATER]
-            accuracy, *confident = (rater[metric] for metric in _ACCURACIES)
-            accuracies = (interval(accuracy), *(number(metric["value"]) for metric in confident))
-            add_row(of_parts, criterion, name, *_counts(part), *accuracies, *_scores(rater), *beside)
-    return (one for one in (of_all, of_parts) if one.row_count)
+            add_row(made, name, *counts, interval(accuracy), *numbers, *beside)
+        yield made
 
 
 def correlations_table(nested: Mapping[str, Any]) -> "Table":
@@ -204,16 +207,8 @@ def correlations_table(nested: Mapping[str, Any]) -> "Table":
     return made
 
 
-def _counts(of: Slice) -> Iterator[str]:
-    return (f"{of[LABELS][name]['value']:.0f}" for name in ("pairs", "ties"))
-
-
-def _accuracies(metrics: Mapping[str, Any]) -> Iterator[str]:
-    return (interval(metrics[name]) for name in _ACCURACIES)
-
-
 def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
-    return (number(metrics[name]["value"]) if name in metrics else NOTHING for name in ("log_loss", "ece", "auc"))
+    return (number(metrics[name]["value"]) if name in metrics else NOTHING for name in _SCORES)
 
 
 def _models(of: Slice) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:

@@ -488,11 +488,15 @@ def test_the_screen_shows_models_side_by_side_and_parts(case, capsys):
     lines = out.splitlines()
     assert max(map(len, lines)) <= 160
     assert lines[-1] == "a line"
-    first = next(line for line in lines if "clear" in line and "rater" in line)
-    assert f"{_of(found)['accuracy_0'].value:.3f} [" in first
-    assert f"{_of(found)['auc'].value:.3f}" in first
-    assert any("clear" in line and "people" in line for line in lines)
-    assert any("(at best)" in line for line in lines)
+    start = next(number for number, line in enumerate(lines) if line.startswith("clear: "))
+    labels = _of(found, model="labels")
+    assert lines[start] == f"clear: {labels['pairs'].value:.0f} pairs, {labels['ties'].value:.0f} of them ties"
+    row = next(line for line in lines[start:] if line.lstrip().startswith("rater"))
+    assert f"{_of(found)['accuracy_0'].value:.3f} [" in row
+    assert f"{_of(found)['auc'].value:.3f}" in row
+    assert sum(line.lstrip().startswith("(at best)") for line in lines) == len(CRITERIA)
+    part = next(line.split() for line in lines[start:] if line.lstrip().startswith("people"))
+    assert part[1] == f"{_of(found, model='labels', source='people')['pairs'].value:.0f}"
 
 
 # --- baselines
