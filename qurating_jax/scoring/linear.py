@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from qurating_jax.scoring.pairs import Pairs, cross_entropy
 
-_COARSE, _FINE = 1e-3, 1e-9  # largest gradient at the end over that at the start: to choose the ridge, to fit
+_COARSE, _FINE = 1e-2, 1e-9  # largest gradient at the end over that at the start: to choose the ridge, to fit
 _MAX_ITERATIONS = 10_000
 
 log = logging.getLogger(__name__)
