@@ -40,8 +40,14 @@ MAY_IMPORT = {
 }
 # Dataclasses for stage configs and files: they may import `config` as well.
 SETTINGS = (
-    "models.config", "training.options", "training.rater_options", "scoring.options", "judges.criteria", "judges.options", "judges.mock_options",
-)  # fmt: skip
+    "models.config",
+    "training.options",
+    "training.rater_options",
+    "scoring.options",
+    "judges.criteria",
+    "judges.options",
+    "judges.mock_options",
+)
 NNX = {"Module", "Param", "Rngs", "initializers", "split", "merge", "eval_shape", "to_pure_dict"}
 NUMPY_RANDOM = {"default_rng", "Generator", "SeedSequence", "Philox", "PCG64", "BitGenerator"}
 MAX_LINES = {"pipeline": 250, "models/llama.py": 350}
