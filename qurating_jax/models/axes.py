@@ -27,6 +27,7 @@ _AXES: dict[str, tuple[str, ...]] = {
 }
 _LM_HEAD = ("embed", "vocab")
 _RATER_HEAD = ("embed", "criteria")
+ADAPTER_RANK = "rank"  # the dimension between the two matrices of a low-rank adapter
 
 
 def path_name(path: tuple[Any, ...]) -> str:

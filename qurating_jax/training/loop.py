@@ -115,27 +115,22 @@ def train(
                 state, metrics = step_fn(state, batch)
                 meter.add(metrics)
                 last = step == num_steps
-                validate = validation is not None and (step % interval == 0 or last)
+                validates = interval > 0 and (step % interval == 0 or last)
                 due = step % config.checkpoint_steps == 0 or last
+                logs = step % config.log_steps == 0 or due or validates  # no extra line where a signal fell
                 stopping = stop.agreed(step)
-                if step % config.log_steps == 0 or due or validate or stopping:
-                    values = meter.read(step)
-                found: dict[str, float] = {}
-                if validation is not None and validate:
-                    found = validation.evaluate(state.params)
-                    standing = standing.after(step, found, validation.config.patience)
-                if step % config.log_steps == 0 or due or validate:  # no extra line where a signal fell
+                values = meter.read(step) if logs or stopping else {}
+                found, standing = _validate(validation, state, standing) if validates else ({}, standing)
+                if logs:
                     _log(tracker, title, step, num_steps, values, found)
-                if due or stopping or (validate and standing.best_step == step) or standing.stopped:
+                if due or stopping or standing.best_step == step or standing.stopped:
                     checkpoints.protect(standing.best_step)
                     checkpoints.save(step, state, document | {"validation": _plain(standing)})
-                if validate or due:
+                if validates or due:
                     meter.restart()  # neither validating nor saving is training time
                 advance(1)
                 if stopping and not last:
-                    raise Interrupted(
-                        f"{title}: stopped at step {step} of {num_steps}, saved; the same command resumes"
-                    )
+                    raise Interrupted(f"{title}: stopped at step {step}/{num_steps}, saved; the same command resumes")
         return _finish(checkpoints, state, standing, abstract, validation, title)
 
 
@@ -151,6 +146,15 @@ def _start(
     standing = _standing(document["validation"])
     checkpoints.protect(standing.best_step)
     return saved, state, standing
+
+
+def _validate(
+    validation: Validation | None, state: TrainState, standing: Standing
+) -> tuple[dict[str, float], Standing]:
+    """Metrics of the state's parameters, and what the validations now come to."""
+    assert validation is not None
+    found = validation.evaluate(state.params)
+    return found, standing.after(int(state.step), found, validation.config.patience)
 
 
 def _finish(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qurating_jax.models.axes import logical_axes
+from qurating_jax.models.axes import ADAPTER_RANK, logical_axes
 from qurating_jax.models.llama import Params
 from qurating_jax.training.options import LoraConfig
 
@@ -45,7 +45,7 @@ def adapter_axes(shapes: Params, config: LoraConfig) -> Any:
     adapters: Params = {}
     for target in config.targets:
         inputs, outputs = _split(target, axes["blocks"][_MATRICES[target]][target][1:])
-        pair = {"a": ("layers", *inputs, "rank"), "b": ("layers", "rank", *outputs)}
+        pair = {"a": ("layers", *inputs, ADAPTER_RANK), "b": ("layers", ADAPTER_RANK, *outputs)}
         adapters.setdefault(_MATRICES[target], {})[target] = pair
     return {"blocks": adapters}
 

@@ -63,7 +63,7 @@ def bradley_terry_loss(
     explained = logits + _differences(batch["offsets"]) if "offsets" in batch else logits
     losses = jax.nn.softplus(explained) - targets * explained
     weight_C = jnp.asarray(weights or [1.0] * labels.shape[-1], jnp.float32)
-    sums = {"count": jnp.sum(counted * weight_C)}
+    sums = {"count": jnp.sum(jnp.where(counted, weight_C, 0.0))}
     agreement = jnp.where(logits == 0, 0.5, ((logits > 0) == (labels > 0.5)).astype(jnp.float32))
     for least in MARGINS:
         decided = valid & (labels != 0.5) & (confidence >= least - _ROUNDING)
@@ -90,7 +90,7 @@ def regression_loss(
     known = ~jnp.isnan(targets)
     errors = jnp.square(scores_BGkC - jnp.where(known, targets, 0.0))
     weight_C = jnp.asarray(weights or [1.0] * targets.shape[-1], jnp.float32)
-    sums = {"count": jnp.sum(known * weight_C)}
+    sums = {"count": jnp.sum(jnp.where(known, weight_C, 0.0))}
     return jnp.sum(jnp.where(known, errors, 0.0) * weight_C), sums | _sizes(config, batch)
 
 
