@@ -1,5 +1,6 @@
 """A whole run through `fit`: resumed anywhere and on any mesh it is the uninterrupted one; NaN stops it in time."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_training import LM, LM_BASE, assert_trees_equal, distance, lm_loss, mesh, packed_rows
+from tiny_training import LM, LM_BASE, assert_trees_equal, distance, lm_loss, mesh, packed_rows, start_state
 
-from qurating_jax.data.batches import row_order
+from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
 from qurating_jax.models import hf
 from qurating_jax.models.base import resolve_base
 from qurating_jax.models.config import ArchitectureOverrides
@@ -20,7 +21,7 @@ from qurating_jax.training import fit as fit_module
 from qurating_jax.training.fit import fit
 from qurating_jax.training.optim import optimizer
 from qurating_jax.training.options import LoopConfig, OptimConfig
-from qurating_jax.training.state import abstract_state, create_state
+from qurating_jax.training.state import abstract_params, abstract_state, full_fine_tuning
 from qurating_jax.training.step import make_step
 
 ROWS = packed_rows(22)
@@ -41,7 +42,7 @@ def compiled_step(loss_fn, optim_config):
 
 @functools.cache
 def initial_state(optim_config):
-    return jax.tree.map(np.asarray, create_state(LM, optimizer(optim_config, STEPS), mesh(), seed=3))
+    return jax.tree.map(np.asarray, start_state(LM, optimizer(optim_config, STEPS), mesh(), 3))
 
 
 def run(directory, *, crash_after=None, on=(1, 1, 1), loss_fn=lm_loss, rows=ROWS, optim=OPTIM, **loop):
@@ -55,31 +56,37 @@ def run(directory, *, crash_after=None, on=(1, 1, 1), loss_fn=lm_loss, rows=ROWS
         calls += 1
         return compiled_step(loss_fn, optim)(state, batch)
 
+    trainable = full_fine_tuning(LM_BASE, mesh(*on), seed=3)
+    fetch = batches_of_rows(
+        row_order(len(rows["tokens"]), 3), lambda wanted: {name: array[wanted] for name, array in rows.items()}, BATCH
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "make_step", lambda loss_fn, tx: step)
+        patch.setattr(fit_module, "make_step", lambda loss_fn, tx, **frozen: step)
         if loss_fn is table_loss:  # many short runs: initialisation is compiled once
+            trainable = dataclasses.replace(trainable, create=lambda: None)
             patch.setattr(fit_module, "create_state", lambda *_, **__: jax.tree.map(jnp.array, initial_state(optim)))
         return fit(
-            LM_BASE,
+            LM,
+            trainable,
             loss_fn,
-            lambda wanted: {name: array[wanted] for name, array in rows.items()},
+            BatchBuilder(fetch, shape=micro_batches(BATCH, 1, mesh(*on)), mesh=mesh(*on)),
             mesh=mesh(*on),
-            num_rows=len(rows["tokens"]),
             num_steps=STEPS,
-            batch_size=BATCH,
-            accumulation=1,
-            seed=3,
             optim_config=optim,
             loop_config=LoopConfig(**({"log_steps": 1, "checkpoint_steps": 5} | loop)),
             title="test",
             directory=str(directory),
-        )
+        ).params
+
+
+def wanted_state(on):
+    return abstract_state(abstract_params(LM, on), optimizer(OPTIM, STEPS), on)
 
 
 def saved_state(directory, step=None, on=(1, 1, 1)):
     with Checkpoints(f"{directory}/checkpoints", keep=2) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
-        return checkpoints.restore(step, abstract_state(LM, optimizer(OPTIM, STEPS), mesh(*on)))[0]
+        return checkpoints.restore(step, wanted_state(mesh(*on)))[0]
 
 
 def metrics(directory):
@@ -128,7 +135,7 @@ def test_a_run_goes_on_on_another_mesh(runs, tmp_path, on):
     params = run(directory, on=on)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)} == {on[0]}
     whole = saved_state(runs / "whole")
-    start = create_state(LM, optimizer(OPTIM, STEPS), mesh(), seed=3).params
+    start = start_state(LM, optimizer(OPTIM, STEPS), mesh(), 3).params
     assert distance(whole.params, start) > 3e-2
     assert distance(params, whole.params) < 1e-5
     for ours, theirs in zip(metrics(directory), metrics(runs / "whole"), strict=True):
@@ -137,16 +144,16 @@ def test_a_run_goes_on_on_another_mesh(runs, tmp_path, on):
 
 def test_state_lies_as_the_rules_say_and_does_not_depend_on_the_mesh():
     tx = optimizer(OPTIM, STEPS)
-    spread, single = (create_state(LM, tx, mesh(*on), seed=1) for on in ((2, 2, 2), (1, 1, 1)))
+    spread, single = (start_state(LM, tx, mesh(*on), 1) for on in ((2, 2, 2), (1, 1, 1)))
     assert_trees_equal(spread, single)
-    wanted = abstract_state(LM, tx, mesh(2, 2, 2))
+    wanted = wanted_state(mesh(2, 2, 2))
     for leaf, expected in zip(jax.tree.leaves(spread), jax.tree.leaves(wanted), strict=True):
         assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
     table = spread.params["embed"]["table"]
     moments = [leaf for leaf in jax.tree.leaves(spread.opt_state) if leaf.shape == table.shape]
     assert len(moments) >= 2
     assert all(leaf.sharding == table.sharding and not leaf.sharding.is_fully_replicated for leaf in moments)
-    assert not np.array_equal(create_state(LM, tx, mesh(), seed=2).params["embed"]["table"], table)
+    assert not np.array_equal(start_state(LM, tx, mesh(), 2).params["embed"]["table"], table)
 
 
 # ---- NaN guard, on a loss that needs no decoder
@@ -225,7 +232,7 @@ def resolve(name, *, vocab_size=32, sequence_tokens=8, num_criteria=0, **overrid
 def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("hf")
     for name, config, labels in (("lm", LM, ()), ("rater", LM.with_head(2), ("a", "b"))):
-        params = create_state(config, optimizer(OPTIM, STEPS), mesh(), seed=0).params
+        params = start_state(config, optimizer(OPTIM, STEPS), mesh(), 0).params
         hf.save(str(root / name), params, config, labels=labels)
     return root
 

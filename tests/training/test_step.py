@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_training import FLOAT32, LM, T, distance, init_params, lm_loss, packed_rows
+from tiny_training import FLOAT32, LM, T, distance, init_params, lm_loss, packed_groups, packed_rows
 
 from qurating_jax.training.losses import bradley_terry_loss
 from qurating_jax.training.optim import optimizer
@@ -21,21 +21,16 @@ RATER = LM.with_head(2)
 
 
 def rater_loss(params, batch):
-    return bradley_terry_loss(params, RATER, batch, margin=0.5, label_temperature=1.0, compute=FLOAT32)
+    return bradley_terry_loss(params, RATER, batch, ((2, T // 2),), margin=0.5, label_temperature=1.0, compute=FLOAT32)
 
 
 def rater_rows(num_rows):
-    generator = np.random.default_rng(3)
-    labels = np.round(generator.random((num_rows, 2, 2, 2)), 2).astype(np.float32)
+    rows = packed_groups(num_rows, 1, 2, 2, seed=3)
+    labels = np.round(np.random.default_rng(3).random((num_rows, 1, 2, 2, 2)), 2).astype(np.float32)
     valid = np.ones(labels.shape, bool)
     valid[: num_rows // 2] = False  # the first micro-batches hold nothing at all, or nearly so
-    valid[num_rows // 2 - 1, 0, 1, 0], labels[num_rows // 2 - 1, 0, 1, 0] = True, 0.95
-    return {
-        "tokens": generator.integers(0, 32, (num_rows, 2, T)).astype(np.int32),
-        "lengths": generator.integers(1, T, (num_rows, 2)).astype(np.int32),
-        "labels": labels,
-        "valid": valid,
-    }
+    valid[num_rows // 2 - 1, 0, 0, 1, 0], labels[num_rows // 2 - 1, 0, 0, 1, 0] = True, 0.95
+    return rows | {"labels": labels, "valid": valid}
 
 
 def unequal_rows(num_rows):
@@ -136,3 +131,26 @@ def test_the_old_state_is_donated():
     new, _ = make_step(loss_fn, tx)(state, {"x": jnp.ones((1, 1))})
     assert all(leaf.is_deleted() for leaf in old)
     assert int(new.step) == 1
+
+
+def test_what_is_frozen_is_used_and_stays():
+    """The loss takes what `assemble` makes; gradients, norms and the new state are of the trained part alone."""
+    frozen = {"kernel": jnp.full((2, 2), 3.0)}
+    tx = optax.sgd(0.5)
+
+    def loss_fn(params, batch):
+        return jnp.sum(params["kernel"] * batch["x"]), {"count": jnp.float32(2)}
+
+    def assemble(trained, frozen):
+        return {"kernel": frozen["kernel"] * trained["factor"]}
+
+    trained = {"factor": jnp.asarray(2.0)}
+    state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.int32))
+    step = make_step(loss_fn, tx, frozen=frozen, assemble=assemble)
+    state, metrics = step(state, {"x": jnp.ones((2, 2, 2))})
+    # loss = 2 micro-batches x 4 entries x 3 factor; its mean over a count of 4 has slope 6
+    assert state.params.keys() == {"factor"}
+    assert float(state.params["factor"]) == 2.0 - 0.5 * 6
+    assert (float(metrics["loss"]), float(metrics["grad_norm"])) == (12.0, 6.0)
+    assert float(metrics["param_norm"]) == 1.0
+    np.testing.assert_array_equal(frozen["kernel"], np.full((2, 2), 3.0))

@@ -11,6 +11,7 @@ from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.training.losses import next_token_loss
+from qurating_jax.training.state import abstract_state, create_state, full_fine_tuning
 
 FLOAT32 = ComputeConfig()
 T = 16
@@ -29,6 +30,49 @@ def init_params(config, seed=0):
     """NumPy parameters, large enough that every part of the model matters."""
     params = jax.tree.map(np.asarray, jax.jit(lambda key: llama.init(config, key))(jax.random.key(seed)))
     return jax.tree.map(lambda leaf: leaf * (1 if leaf.ndim < 2 or (leaf == 1).all() else 10), params)
+
+
+def start_state(config, tx, on, seed):
+    """The state that full fine-tuning of random weights starts from."""
+    trainable = full_fine_tuning(BaseModel(config, None), on, seed=seed)
+    return create_state(trainable.create(), abstract_state(trainable.abstract, tx, on), tx)
+
+
+def packed_groups(num_rows, num_groups, k, num_criteria, *, seed=0, longest=T // 2, width=None):
+    """Judged groups in packed rows as numpy arrays, with soft and hard and missing labels; padding is not zero.
+
+    All texts fit one class, `((num_groups * k, longest),)`.
+    """
+    generator = np.random.default_rng(seed)
+    R = num_groups * k
+    lengths = -np.sort(-generator.integers(1, longest + 1, (num_rows, R)), axis=1).astype(np.int32)
+    width = width or int(lengths.sum(axis=1).max()) + 3
+    members = np.stack([generator.permutation(R).reshape(num_groups, k) for _ in range(num_rows)]).astype(np.int32)
+    labels = generator.choice(
+        [0, 0.05, 0.1, 0.25, 0.35, 0.5, 0.65, 0.75, 0.9, 1], (num_rows, num_groups, k, k, num_criteria)
+    )
+    return {
+        "tokens": generator.integers(0, LM.vocab_size, (num_rows, width)).astype(np.int32),
+        "lengths": lengths,
+        "members": members,
+        "labels": labels.astype(np.float32),
+        "valid": generator.random(labels.shape) < 0.7,
+    }
+
+
+def unpacked(batch):
+    """Every text of a packed batch on a row of its own: tokens and mask [B * R, T], in the order of the rows."""
+    lengths = batch["lengths"]
+    starts = np.cumsum(lengths, axis=1) - lengths
+    flat = [
+        batch["tokens"][row, start : start + size]
+        for row in range(len(lengths))
+        for start, size in zip(starts[row], lengths[row], strict=True)
+    ]
+    tokens, mask = np.zeros((len(flat), T), np.int32), np.zeros((len(flat), T), bool)
+    for number, text in enumerate(flat):
+        tokens[number, : len(text)], mask[number, : len(text)] = text, True
+    return tokens, mask
 
 
 def packed_rows(num_rows, seed=0):
