@@ -61,6 +61,38 @@ def test_only_the_newest_are_kept(saved):
             checkpoints.restore(3, place(1, 1, 1))
 
 
+def kept(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+def test_a_protected_checkpoint_stays_until_another_one_is_named(tmp_path):
+    directory = tmp_path / "c"
+    with Checkpoints(str(directory), keep=1) as checkpoints:
+        for step in (1, 2, 3, 4, 5):
+            checkpoints.protect(2 if step < 5 else 4)
+            checkpoints.save(step, {"x": jnp.full(2, step, jnp.float32)}, {"step": step})
+            if step == 4:
+                assert checkpoints.restore(2, {"x": jnp.ones(2)})[0]["x"].tolist() == [2, 2]
+    assert kept(directory) == [4, 5]
+    # What was protected before is not known to a new one: it has to be named again before something is saved.
+    with Checkpoints(str(directory), keep=1) as checkpoints:
+        assert kept(directory) == [4, 5]
+        checkpoints.protect(4)
+        checkpoints.save(6, {"x": jnp.full(2, 6.0)}, {})
+        assert checkpoints.latest_step() == 6
+    assert kept(directory) == [4, 6]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_protecting_what_is_not_there_or_new_anyway_keeps_no_more(tmp_path, keep):
+    directory = tmp_path / "c"
+    with Checkpoints(str(directory), keep=keep) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.protect(0 if step < 5 else 5)
+            checkpoints.save(step, {"x": jnp.ones(2)}, {})
+    assert kept(directory) == list(range(6 - keep, 6))
+
+
 def test_saving_a_step_again_changes_nothing(tmp_path):
     with Checkpoints(str(tmp_path / "c"), keep=1) as checkpoints:
         checkpoints.save(1, {"x": jnp.ones(2)}, {"first": True})
