@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from scipy import optimize, sparse
 from scipy.special import expit
 
+from qurating_jax.method.calibration import logistic_slope
 from qurating_jax.scoring.pairs import Pairs, cross_entropy
 
-_COARSE, _FINE = 1e-2, 1e-9  # largest gradient at the end over that at the start: to choose the ridge, to fit
+_COARSE, _FINE = 1e-4, 1e-9  # largest gradient at the end over that at the start: to choose the ridge, to fit
 _MAX_ITERATIONS = 10_000
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,12 @@ def fit_weights(
 
 def choose_ridge(
     features: sparse.csr_array, pairs: Pairs, folds: NDArray[np.int64], ridges: Sequence[float], criterion: str
-) -> float:
-    """The ridge with the least cross-entropy on pairs whose texts were not learned from.
+) -> tuple[float, float]:
+    """The ridge that orders texts best that were not learned from, and the scale that makes its scores calibrated.
+
+    A strong penalty may order texts well and yet shrink all scores. So ridges are compared by the cross-entropy of
+    held-out pairs after one common factor on their score differences, the one that fits them best; the factor of the
+    chosen ridge is what the final weights are to be multiplied by.
 
     Args:
         features: float64 [n, F], rows of texts.
@@ -66,22 +71,32 @@ def choose_ridge(
         criterion: named in the log.
     """
     grid = sorted(ridges, reverse=True)
-    losses, num_held_out = np.zeros(len(grid)), 0
+    differences: list[list[Array64]] = [[] for _ in grid]
+    targets: list[Array64] = []
     for fold in np.unique(folds):
         inside = np.stack([folds[pairs.first] == fold, folds[pairs.second] == fold])
         held_out, learned = pairs.take(inside.all(axis=0)), pairs.take(~inside.any(axis=0))
         if not len(held_out) or not len(learned):
             continue
-        num_held_out += len(held_out)
+        targets.append(held_out.targets)
         weights = None
         for number, ridge in enumerate(grid):
             weights = fit_weights(features, learned, ridge, start=weights, tolerance=_COARSE)
-            losses[number] += cross_entropy(held_out.differences(features @ weights), held_out.targets)
-    if not num_held_out:
+            differences[number].append(held_out.differences(features @ weights))
+    if not targets:
         chosen = grid[len(grid) // 2]
         log.warning("n-grams: %s: too few judgments to choose a ridge; %g is taken", criterion, chosen)
-        return chosen
-    chosen = grid[int(losses.argmin())]
-    listed = ", ".join(f"{ridge:g}: {loss / num_held_out:.4f}" for ridge, loss in zip(grid, losses, strict=True))
-    log.info("n-grams: %s: ridge %g; cross-entropy of %d held-out pairs %s", criterion, chosen, num_held_out, listed)
-    return chosen
+        return chosen, 1.0
+    labels = np.concatenate(targets)
+    losses, scales = np.zeros(len(grid)), np.ones(len(grid))
+    for number, parts in enumerate(differences):
+        together = np.concatenate(parts)
+        slope = logistic_slope(together, labels)
+        if slope is not None and slope.slope > 0:
+            scales[number] = slope.slope
+        losses[number] = cross_entropy(scales[number] * together, labels) / len(labels)
+    best = int(losses.argmin())
+    listed = ", ".join(f"{ridge:g}: {loss:.4f}" for ridge, loss in zip(grid, losses, strict=True))
+    log.info("n-grams: %s: ridge %g, scale %.3g; cross-entropy of %d held-out pairs by ridge %s",
+             criterion, grid[best], scales[best], len(labels), listed)  # fmt: skip
+    return grid[best], float(scales[best])

@@ -203,8 +203,10 @@ def fit(
     weights = np.zeros((features.shape[1], len(judgments.criteria)), np.float32)
     folds = text_folds(texts, links, config.num_folds)
     for number, (criterion, pairs) in enumerate(zip(judgments.criteria, links, strict=True)):
-        ridge = config.ridge or choose_ridge(compact, pairs, folds, config.ridge_grid, criterion)
-        weights[used, number] = fit_weights(compact, pairs, ridge)
+        ridge, scale = config.ridge, 1.0
+        if ridge is None:
+            ridge, scale = choose_ridge(compact, pairs, folds, config.ridge_grid, criterion)
+        weights[used, number] = scale * fit_weights(compact, pairs, ridge)
     ends = np.cumsum([block.shape[1] for block in blocks.values()])
     pieces = np.split(weights, ends[:-1])
     return NgramModel(judgments.criteria, config, dict(zip(blocks, pieces, strict=True)), **learned)

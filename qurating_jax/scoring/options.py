@@ -30,7 +30,7 @@ class NgramConfig:
     char_scale: float = option(1.0, "length of a text's character features")
     statistics_scale: float = option(0.5, "root mean square length of a text's statistics")
     ridge: float | None = option(None, "penalty ridge / 2 |w|^2 on the summed loss; null: chosen by cross-validation")
-    ridge_grid: tuple[float, ...] = option((0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), "what it is chosen from")
+    ridge_grid: tuple[float, ...] = option((0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "what it is chosen from")
     num_folds: int = option(5, "text-disjoint folds of the choice")
     max_texts: int = option(30_000, "judgments of more texts than that are thinned out (some 60 kB of memory per text)")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qurating_jax.method.readability import TextStatistics, text_statistics, words
+from qurating_jax.method.readability import TextStatistics, sentences, text_statistics, words
 from qurating_jax.scoring.ngram_features import batches, hash_strings, number_words
 
 # Common words of English that carry no content of their own.
@@ -35,6 +35,7 @@ _MARKS = {
     "line_break": "\n",
     "markup": "<>[]{}|\\",
 }
+_ENDS = tuple(".!?\"”')")
 _QUANTILES = (0.05, 0.10, 0.25, 0.50)
 _RARITIES = (-9, -10, -11, -12, -13, -14, -16)  # natural logarithms of a word's frequency
 _LOGARITHMIC = ("num_words", "num_sentences")
@@ -49,6 +50,13 @@ NAMES = (
     *(f"{name}_rate" for name in _MARKS),
     "all_capitals_rate",
     "lower_case_start",
+    "lower_case_sentences",
+    "lower_case_i",
+    "log_distinct_words",
+    "root_words",
+    "ends_with_mark",
+    "asks",
+    "exclaims",
     "frequency_mean",
     "frequency_deviation",
     *(f"frequency_quantile_{quantile:g}" for quantile in _QUANTILES),
@@ -136,18 +144,23 @@ def statistics(texts: Sequence[str], frequencies: WordFrequencies, *, counted: b
             commonness = _commonness(here, counts, content, frequencies.total, counted=counted)
             relation = relations[here].mean(axis=0) if len(here) else np.zeros(relations.shape[1])
             num_capitals = int(capitals[spelled[start:end]].sum())
-            rows.append(np.array([[*_form(text, len(own), num_capitals), *commonness, *relation]]))
+            form = _form(text, own, len(np.unique(here)), num_capitals)
+            rows.append(np.array([[*form, *commonness, *relation]]))
     return np.concatenate(rows)
 
 
-def _form(text: str, num_words: int, num_capitals: int) -> list[float]:
-    """Everything that needs no word frequencies."""
+def _form(text: str, own: Sequence[str], num_distinct: int, num_capitals: int) -> list[float]:
+    """Everything that needs no word frequencies; `own` are the text's words."""
     basic = vars(text_statistics(text))
     values = [float(np.log1p(basic[name]) if name in _LOGARITHMIC else basic[name]) for name in _BASIC]
-    num_words = max(num_words, 1)
+    num_words = max(len(own), 1)
     values += [float(np.log1p(len(text))), sum(map(str.isupper, text)) / max(len(text), 1)]
     values += [sum(text.count(mark) for mark in marks) / num_words for marks in _MARKS.values()]
     values += [num_capitals / num_words, float(text[:1].islower())]
+    starts = [sentence[:1].islower() for sentence in sentences(text)]
+    values += [sum(starts) / max(len(starts), 1), own.count("i") / num_words]
+    values += [float(np.log1p(num_distinct)), len(own) ** 0.5]
+    values += [float(text.rstrip()[-1:] in _ENDS), float("?" in text), float("!" in text)]
     return values
 
 
