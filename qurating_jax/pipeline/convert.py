@@ -63,26 +63,22 @@ def _to_orbax(config: Config, directory: str, output: str) -> dict[str, Any]:
 
 
 def _to_hf(config: Config, output: str) -> dict[str, Any]:
-    import jax
 
     from qurating_jax.data.tokenizer import load_tokenizer
-    from qurating_jax.models import llama
-    from qurating_jax.models.axes import logical_axes
     from qurating_jax.models.config import decoder_config
     from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.parallel.rules import tree_shardings
     from qurating_jax.runtime.checkpoint import restore_params
     from qurating_jax.training.fit import export
+    from qurating_jax.training.state import abstract_params
 
     mesh = make_mesh(config.mesh)
 
     def shapes(document: dict[str, Any]) -> Any:
-        model = decoder_config(document["model"])
-        params = llama.abstract(model)
-        shardings = tree_shardings(mesh, logical_axes(params, is_rater=model.num_criteria > 0), params)
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params, shardings
-        )
+        if document.get("adapters"):
+            raise UserError(
+                f"{config.input}: its checkpoints hold low-rank adapters alone; the merged rater is in its hf/"
+            )
+        return abstract_params(decoder_config(document["model"]), mesh)
 
     try:
         params, document, step = restore_params(storage.join(config.input, "checkpoints"), shapes)

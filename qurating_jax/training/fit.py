@@ -69,7 +69,11 @@ def fit(
             num_steps=num_steps,
             title=title,
             directory=directory,
-            document={"model": dataclasses.asdict(model), "labels": list(labels)},
+            document={
+                "model": dataclasses.asdict(model),
+                "labels": list(labels),
+                "adapters": bool(trainable.frozen),
+            },
             config=loop_config,
             validation=validation,
         )

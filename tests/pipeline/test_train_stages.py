@@ -1,5 +1,6 @@
 """tokenize, train-lm, train-rater and convert as commands: resumed, killed, on several processes, converted back."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -239,7 +240,7 @@ def test_sigterm_saves_and_the_same_command_finishes(places, whole):
     last = errors[0].splitlines()[-1]
     assert last.startswith("error: train-lm: stopped at step ")
     assert last.endswith("the same command resumes")
-    stopped = int(last.split("stopped at step ")[1].split()[0])
+    stopped = int(last.split("stopped at step ")[1].split("/")[0])
     assert 13 <= stopped < STEPS
     assert os.listdir(places / "stopped" / "checkpoints") == [str(stopped)]
     assert not (places / "stopped" / "manifest.json").exists()
@@ -444,3 +445,14 @@ def test_two_processes_train_a_rater(places, tmp_path):
     counts = manifest.read(str(tmp_path / "rater"))["counts"]
     assert (counts["train_groups"], counts["validation_groups"], counts["num_steps"]) == (144, 16, 90)
     assert counts["accuracy"] == {name: row["accuracy"] for name, row in evaluation.items()}
+
+
+def test_a_checkpoint_of_adapters_is_no_model(tmp_path, capsys):
+    from qurating_jax.models.config import DecoderConfig
+    from qurating_jax.runtime.checkpoint import Checkpoints
+
+    document = {"model": dataclasses.asdict(DecoderConfig()), "labels": ["a"], "adapters": True}
+    with Checkpoints(str(tmp_path / "run" / "checkpoints"), keep=1) as checkpoints:
+        checkpoints.save(0, {"params": {"adapters": np.zeros(2, np.float32)}}, document)
+    assert run_here("convert", "--to", "hf", "--input", tmp_path / "run", "--output", tmp_path / "out") == 1
+    assert "hold low-rank adapters alone" in capsys.readouterr().err
