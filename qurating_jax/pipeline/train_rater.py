@@ -109,7 +109,13 @@ def _validation(
     from qurating_jax.scoring.neural import NeuralModel
     from qurating_jax.scoring.validation import Validator
 
-    validator = Validator(data.validation, tokenizer, max_tokens=config.max_tokens, margin=config.margin)
+    validator = Validator(
+        data.validation,
+        tokenizer,
+        max_tokens=config.max_tokens,
+        long_texts=config.long_texts,
+        margin=config.margin,
+    )
     return lambda params: validator(
         NeuralModel.build(
             params,

@@ -1,10 +1,13 @@
 """Held-out pairs, scored again and again while a rater is trained."""
 
+from typing import Literal
+
 import numpy as np
 
 from qurating_jax.data.judgments import Judgments
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.method.bradley_terry import pair_accuracy
+from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.neural import NeuralModel
 from qurating_jax.scoring.pairs import cross_entropy, distinct_texts, pairs_of
 
@@ -15,17 +18,35 @@ class Validator:
     Args:
         judgments: the held-out groups.
         tokenizer: the rater's.
-        max_tokens: texts are cut there, as the training texts are.
+        max_tokens: the longest text.
+        long_texts: whether longer texts are an error or cut there, as the training texts are.
         margin: least confidence of a label that counts.
 
     Raises:
-        UserError: a criterion without such a label.
+        UserError: a criterion without such a label, a text without tokens, or one that is too long.
     """
 
-    def __init__(self, judgments: Judgments, tokenizer: TextTokenizer, *, max_tokens: int, margin: float) -> None:
+    def __init__(
+        self,
+        judgments: Judgments,
+        tokenizer: TextTokenizer,
+        *,
+        max_tokens: int,
+        long_texts: Literal["error", "cut"],
+        margin: float,
+    ) -> None:
         self._judgments, self._margin = judgments, margin
         texts, self._places = distinct_texts(judgments)
-        self._windows = [ids[:max_tokens] for ids in tokenizer.encode(texts)]
+        encoded = tokenizer.encode(texts)
+        if not all(map(len, encoded)):
+            raise UserError("held-out judgments: a text is empty; leave such rows out")
+        num_long = sum(len(ids) > max_tokens for ids in encoded)
+        if num_long and long_texts == "error":
+            raise UserError(
+                f"held-out judgments: {num_long} of {len(texts)} texts are longer than max_tokens ({max_tokens}); "
+                "raise it, or --long_texts cut"
+            )
+        self._windows = [ids[:max_tokens] for ids in encoded]
         self._pairs = [
             pairs_of(judgments, self._places, number, margin=margin, label_temperature=1.0)
             for number in range(len(judgments.criteria))

@@ -137,7 +137,9 @@ def length_offsets(judgments: Judgments, margin: float) -> NDArray[np.float32]:
     slopes = []
     for number, criterion in enumerate(judgments.criteria):
         labels, counted = _upper(judgments, number, margin)
-        fitted = logistic_slope(difference[counted], labels[counted])
+        x, p = difference[counted], labels[counted].astype(np.float64)
+        # Where length decides every label the best slope is infinite; half a judgment against it makes it finite.
+        fitted = logistic_slope(x, p) or logistic_slope(x, (len(p) * p + 0.5) / (len(p) + 1))
         slopes.append(0.0 if fitted is None else fitted.slope)
         log.info("length debias: %s: %.3f logits for the longer text per unit of log length", criterion, slopes[-1])
     return (lengths[:, :, None] * np.array(slopes)).astype(np.float32)

@@ -1,5 +1,6 @@
 """Held-out metrics during training, against pair accuracy and cross-entropy written as loops."""
 
+import dataclasses
 import math
 
 import jax
@@ -80,7 +81,7 @@ def by_loops(scores, judged, margin):
 @pytest.mark.parametrize("margin", [0.0, 0.5, 0.9])
 def test_accuracy_and_loss_are_means_over_criteria(directory, model, margin):
     judged = judgments()
-    found = Validator(judged, model.tokenizer, max_tokens=48, margin=margin)(model)
+    found = Validator(judged, model.tokenizer, max_tokens=48, long_texts="cut", margin=margin)(model)
     rater = Rater.load(directory, window_tokens=48, mesh=make_mesh(MeshShape(), jax.devices()[:1]))
     scores = rater.score([text for group in judged.texts for text in group]).astype(np.float64).reshape(-1, 3, 2)
     wanted = by_loops(scores, judged, margin)
@@ -93,7 +94,7 @@ def test_accuracy_and_loss_are_means_over_criteria(directory, model, margin):
 
 def test_texts_are_cut_as_the_training_texts_are(model):
     judged = judgments(6, long=True)
-    long_found = Validator(judged, model.tokenizer, max_tokens=48, margin=0.0)(model)
+    long_found = Validator(judged, model.tokenizer, max_tokens=48, long_texts="cut", margin=0.0)(model)
     cut = [
         tuple(model.tokenizer.decode(model.tokenizer.encode([text])[0][:48]) for text in group)
         for group in judged.texts
@@ -101,14 +102,25 @@ def test_texts_are_cut_as_the_training_texts_are(model):
     encoded = model.tokenizer.encode([text for group in cut for text in group])
     assert max(map(len, encoded)) == 48
     short = from_averages(cut, cut, cut, CRITERIA, np.where(judged.valid, judged.probabilities, np.nan))
-    assert Validator(short, model.tokenizer, max_tokens=48, margin=0.0)(model) == pytest.approx(long_found, rel=1e-6)
+    assert Validator(short, model.tokenizer, max_tokens=48, long_texts="cut", margin=0.0)(model) == pytest.approx(
+        long_found, rel=1e-6
+    )
+
+
+def test_texts_that_cannot_be_scored_are_refused(model):
+    judged = judgments(6, long=True)
+    with pytest.raises(UserError, match=r"held-out judgments: \d+ of 18 texts are longer than max_tokens \(48\)"):
+        Validator(judged, model.tokenizer, max_tokens=48, long_texts="error", margin=0.0)
+    blank = dataclasses.replace(judged, texts=[("", "a", "b"), *judged.texts[1:]])
+    with pytest.raises(UserError, match="held-out judgments: a text is empty"):
+        Validator(blank, model.tokenizer, max_tokens=48, long_texts="cut", margin=0.0)
 
 
 def test_only_ties_are_half_right_and_nothing_at_all_is_refused(model):
     judged = judgments()
     ties = from_averages(judged.texts, judged.ids, judged.domains, CRITERIA, np.full(judged.probabilities.shape, 0.5))
-    found = Validator(ties, model.tokenizer, max_tokens=48, margin=0.0)(model)
+    found = Validator(ties, model.tokenizer, max_tokens=48, long_texts="cut", margin=0.0)(model)
     assert found["accuracy"] == 0.5
     assert found["loss"] >= math.log(2)
     with pytest.raises(UserError, match="no judgment on educational_value has a confidence"):
-        Validator(ties, model.tokenizer, max_tokens=48, margin=0.5)
+        Validator(ties, model.tokenizer, max_tokens=48, long_texts="cut", margin=0.5)
