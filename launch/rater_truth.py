@@ -28,12 +28,12 @@ def main() -> None:
 
 
 def clear(data: Path, seed: int) -> Iterator[tuple[str, list[Row]]]:
-    """Excerpts with an easiness; a fifth held out by a hash of the text, so that one that repeats is on one side."""
+    """Excerpts with an easiness; a fifth held out by a hash of the id."""
     rows = [
         {"id": str(row["id"]), "text": row["text"], "easiness": row["BT_easiness"]}
         for row in read(data / "clear" / "clear_part.jsonl.zst")
     ]
-    return sides(rows, lambda row: share(seed, " ".join(row["text"].lower().split())) < 0.2)
+    return sides(rows, lambda row: share(seed, row["id"]) < 0.2)
 
 
 def ukp(data: Path, seed: int) -> Iterator[tuple[str, list[Row]]]:
@@ -73,10 +73,22 @@ def alpaca(data: Path, seed: int) -> Iterator[tuple[str, list[Row]]]:
 
 
 def sides(rows: list[Row], is_held_out: Callable[[Row], bool]) -> Iterator[tuple[str, list[Row]]]:
-    """All rows, and the two sides of the split."""
+    """All rows, and the two sides of the split; what shares a text with the training side is not held out."""
+    train = [row for row in rows if not is_held_out(row)]
+    known = {fold(text) for row in train for text in texts(row)}
     yield "all", rows
-    yield "train", [row for row in rows if not is_held_out(row)]
-    yield "heldout", [row for row in rows if is_held_out(row)]
+    yield "train", train
+    yield "heldout", [row for row in rows if is_held_out(row) and not known & {fold(text) for text in texts(row)}]
+
+
+def texts(row: Row) -> list[str]:
+    """The texts of a row."""
+    return [row[name] for name in ("text", "text_a", "text_b") if name in row]
+
+
+def fold(text: str) -> str:
+    """A text without what case and white space say."""
+    return " ".join(text.lower().split())
 
 
 def debate(topic: str) -> str:
