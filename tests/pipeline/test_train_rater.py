@@ -289,7 +289,7 @@ def test_the_export_has_the_same_scores_in_transformers(places, plain):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lora_from_a_rater_trains_little_and_exports_the_whole(places, plain, tmp_path, dtype):
+def test_lora_from_a_rater_trains_little_and_exports_the_whole(places, plain, tmp_path, dtype, capsys):
     """From the plain rater's weights; the adapters' run starts where that one ended."""
     output = tmp_path / "lora"
     argv = ["train-rater", "--judgments", places / "easy.jsonl", "--base", plain / "hf", "--output", output,
@@ -298,6 +298,10 @@ def test_lora_from_a_rater_trains_little_and_exports_the_whole(places, plain, tm
             "--lora.rank", 2, "--lora.alpha", 4, "--lora.targets", "query", "down"]  # fmt: skip
     assert run_here(*argv) == 0
     assert metrics(output)[0]["accuracy_0.5"] >= 0.8  # the head is the base's
+    assert run_here("convert", "--to", "hf", "--input", output, "--output", tmp_path / "converted") == 1
+    check_one_line(
+        capsys.readouterr().err, "its checkpoints hold low-rank adapters alone; the merged rater is in its hf/"
+    )
     from safetensors.numpy import load_file
 
     before, after = (load_file(path / "hf" / "model.safetensors") for path in (plain, output))
