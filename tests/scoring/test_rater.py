@@ -13,6 +13,7 @@ from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.scoring import rater as rater_module
 from qurating_jax.scoring.likelihood import LanguageModel
 from qurating_jax.scoring.rater import Rater, inspect
 
@@ -179,3 +180,18 @@ def test_a_directory_that_holds_no_rater_is_refused(tmp_path):
             Rater.load(str(tmp_path))
         with pytest.raises(UserError, match=message):
             inspect(str(tmp_path))
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.01] * 100, [0.07, 0.5, 0.43], [0.0, 0.999]])
+@pytest.mark.parametrize("num_texts", [1, 10, 1000])
+def test_shares_of_the_work_become_whole_texts_and_all_of_them(shares, num_texts):
+    steps = []
+    advance = rater_module._by_texts(steps.append, num_texts)
+    done = 0.0
+    for share in shares:
+        advance(share)
+        done = min(done + share, 1.0)
+        assert sum(steps) == int(num_texts * done)
+    advance(1.0)  # as at the end of `rate`
+    assert sum(steps) == num_texts
+    assert all(step > 0 for step in steps)
