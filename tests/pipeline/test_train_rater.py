@@ -17,6 +17,7 @@ from qurating_jax import __main__ as command
 from qurating_jax.data.tokenizer import train_byte_level_bpe
 from qurating_jax.models import hf, llama
 from qurating_jax.models.config import DecoderConfig
+from qurating_jax.pipeline import train_rater
 from qurating_jax.runtime import manifest
 from qurating_jax.scoring.rater import Rater
 
@@ -37,7 +38,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 def quick():
     """Most of the time would be XLA optimising what runs a few times."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_rater, "_VALIDATION_TOKENS", 2048)  # a batch for millions would be mostly padding
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
