@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qurating_jax.scoring.rater import Rater
     from qurating_jax.training.rater_data import RaterData
 
-_VALIDATION_TOKENS = 32_768  # per batch over all devices
+_VALIDATION_TOKENS = 32_768  # at most, per batch over all devices
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _validation(
             mesh=mesh,
             compute=config.compute,
             window_tokens=config.max_tokens,
-            batch_tokens=_VALIDATION_TOKENS,
+            batch_tokens=min(validator.num_tokens, _VALIDATION_TOKENS),
         )
     )
 

@@ -15,6 +15,9 @@ from qurating_jax.scoring.pairs import cross_entropy, distinct_texts, pairs_of
 class Validator:
     """Judgments whose texts are tokenized once.
 
+    Attributes:
+        num_tokens: tokens of all texts together.
+
     Args:
         judgments: the held-out groups.
         tokenizer: the rater's.
@@ -47,6 +50,7 @@ class Validator:
                 "raise it, or --long_texts cut"
             )
         self._windows = [ids[:max_tokens] for ids in encoded]
+        self.num_tokens = sum(map(len, self._windows))
         self._pairs = [
             pairs_of(judgments, self._places, number, margin=margin, label_temperature=1.0)
             for number in range(len(judgments.criteria))
