@@ -81,7 +81,10 @@ def _from_teacher(options: RaterOptions, seed: int, tokenizer: TextTokenizer | N
     with Rejects(None, "error") as rejects:
         teacher = read_teacher(options.teacher, criteria=options.criteria or None, tokenizer=tokenizer, rejects=rejects)
     sides = split_teacher(teacher, options.validation_fraction, seed)
-    train, validation = (teacher_groups(side, group_size=options.group_size, seed=seed) for side in sides)
+    train = teacher_groups(sides[0], group_size=options.group_size, seed=seed)
+    validation = train.take(np.zeros(0, np.int64))
+    if len(sides[1]):
+        validation = teacher_groups(sides[1], group_size=options.group_size, seed=seed)
     regression = options.objective == "regression"
     return RaterData(train, validation, {"targets": _targets(sides[0], train)} if regression else {})
 

@@ -372,6 +372,16 @@ def test_a_teacher_s_ratings_are_learned(places, teacher, tmp_path, objective):
         assert 0.5 < np.std(scores) < 1.5  # standardised
 
 
+def test_an_n_gram_rater_learns_all_of_a_teacher(teacher, tmp_path):
+    argv = ["train-rater", "--base", "ngrams", "--teacher", teacher, "--output", tmp_path / "student"]
+    assert run_here(*argv, "--validation_fraction", 0, "--margin", 0, "--ngrams.bits", 10) == 0
+    counts = manifest.read(str(tmp_path / "student"))["counts"]
+    assert (counts["validation_groups"], counts["accuracy"]) == (0, {})
+    rated = [row for row in pq.read_table(teacher).to_pylist() if row["quality_average"] is not None]
+    scores = rater_of(tmp_path / "student", "rater").score([row["text"] for row in rated])[:, 0]
+    assert np.corrcoef(scores, [row["quality_average"] for row in rated])[0, 1] > 0.9
+
+
 def length_pairs(num_pairs=160):
     """The longer text always wins, whatever it says."""
     generator = np.random.default_rng(6)
