@@ -5,7 +5,7 @@ end, longest first, so that the texts of a pair are always together; see `packin
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.runtime.errors import UserError
 
 _MAX_CLASSES = 4
+# Rows that are their blocks (see `attention.PackedAttention`) need no moves around attention; that pays for rows longer
+# by this factor.
+_SPARED_MOVES = 1.02
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +85,19 @@ class RaterExamples:
     def __len__(self) -> int:
         return len(self._members)
 
-    def row(self, groups: NDArray[np.int64], num_tokens: int) -> dict[str, np.ndarray]:
+    def row(
+        self, groups: NDArray[np.int64], num_tokens: int, classes: Sequence[tuple[int, int]]
+    ) -> dict[str, np.ndarray]:
         """One row of the given groups, padded with zeros to `num_tokens`; see `PackedBatches.fetch`."""
         texts, lengths = self._members[groups].ravel(), self.lengths[groups].ravel()
         order = np.argsort(-lengths, kind="stable")
         sizes = lengths[order]
-        ends = np.cumsum(sizes)
+        widths = np.repeat([width for _, width in classes], [number for number, _ in classes])
+        starts = np.cumsum(widths) - widths if num_tokens == widths.sum() else np.cumsum(sizes) - sizes
+        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         tokens = np.zeros(num_tokens, np.int32)
-        tokens[: ends[-1]] = self._tokens[
-            np.repeat(self._starts[texts[order]] - ends + sizes, sizes) + np.arange(ends[-1])
+        tokens[np.repeat(starts, sizes) + offsets] = self._tokens[
+            np.repeat(self._starts[texts[order]], sizes) + offsets
         ]
         members = np.empty(len(order), np.int32)
         members[order] = np.arange(len(order))
@@ -144,6 +151,9 @@ class PackedBatches:
         row_tokens = choose_lengths(needed, max_shapes)
         length_of_step = row_tokens[np.searchsorted(row_tokens, needed)]
         classes = choose_classes((-np.sort(-lengths, axis=2)).max(axis=(0, 1)), _MAX_CLASSES)
+        blocks = sum(num_texts * num_tokens for num_texts, num_tokens in classes)
+        if blocks <= _SPARED_MOVES * row_tokens[-1]:
+            row_tokens, length_of_step = np.array([blocks]), np.full(num_steps, blocks)
         padding = 1 - lengths.sum() / (num_rows * length_of_step.sum())
         return cls(examples, classes, row_tokens, float(padding), rows, length_of_step)
 
@@ -163,5 +173,8 @@ class PackedBatches:
             `tokens` int32 [n, T], `lengths` int32 [n, R] decreasing, `members` int32 [n, G, k], where in `lengths` each
             text of a group is, `labels` float32 and `valid` bool [n, G, k, k, C], and the examples' extra arrays.
         """
-        rows = [self.examples.row(self._rows[step, place], int(self._length_of_step[step])) for place in places]
+        rows = [
+            self.examples.row(self._rows[step, place], int(self._length_of_step[step]), self.classes)
+            for place in places
+        ]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 # Queries go in chunks, so that keys after a chunk's end are never multiplied: almost half of the score matrix is saved.
@@ -72,12 +73,15 @@ class RowAttention:
 
 
 class PackedAttention:
-    """Rows of texts laid end to end without padding between them, the longest text of a row first.
+    """Rows that hold several texts, the longest first.
 
-    Everything but attention treats tokens one by one, so a row needs no padding there. For attention the texts of a row
-    go into a few padded blocks, one per length class: the `num_texts` longest into a block of
-    [num_texts, num_tokens], the next ones into a smaller block, and so on; causal attention within a block is exact
-    without any mask, and what it computes for padding is dropped on the way back.
+    Everything but attention treats tokens one by one. For attention the texts of a row stand in a few padded blocks,
+    one per length class: the `num_texts` longest in a block of [num_texts, num_tokens], the next ones in a smaller
+    block, and so on; causal attention within a block is exact without any mask.
+
+    A row whose length is that of its blocks together is these blocks, every text at the start of its place. In a
+    shorter row the texts lie end to end without padding between them; they are moved into the blocks for attention, and
+    what it computes for padding is dropped on the way back.
     """
 
     def __init__(self, lengths_BR: Array, num_row_tokens: int, classes: Sequence[tuple[int, int]]) -> None:
@@ -85,28 +89,36 @@ class PackedAttention:
 
         Args:
             lengths_BR: int32 tokens of every text, decreasing within a row and 1 at least.
-            num_row_tokens: T, the row's length; what lies behind the last text is padding.
+            num_row_tokens: T, the row's length; what lies behind the texts is padding.
             classes: (num_texts, num_tokens) per length class; the numbers of texts add up to R, and no text is longer
                 than its class.
         """
-        B = lengths_BR.shape[0]
-        starts_BR = jnp.cumsum(lengths_BR, axis=1) - lengths_BR
-        self._lengths_BR, self._starts_BR, self._classes = lengths_BR, starts_BR, tuple(classes)
-        slots, places_R, first, base = [], [], 0, 0
+        B, R = lengths_BR.shape
+        self._lengths_BR, self._classes = lengths_BR, tuple(classes)
+        widths_R = np.repeat([num_tokens for _, num_tokens in classes], [num_texts for num_texts, _ in classes])
+        places_R = np.cumsum(widths_R) - widths_R  # where each text's place in the blocks begins
+        self._moved = num_row_tokens != int(widths_R.sum())
+        if not self._moved:
+            self._starts_BR = jnp.broadcast_to(jnp.asarray(places_R, jnp.int32), (B, R))
+            offsets_T = np.arange(num_row_tokens) - np.repeat(places_R, widths_R)
+            self.positions_BT = jnp.broadcast_to(jnp.asarray(offsets_T, jnp.int32), (B, num_row_tokens))
+            return
+        self._starts_BR = jnp.cumsum(lengths_BR, axis=1) - lengths_BR
+        slots, first = [], 0
         for num_texts, num_tokens in classes:
             part = slice(first, first + num_texts)
             offsets_T = jnp.arange(num_tokens, dtype=jnp.int32)
             inside = offsets_T < lengths_BR[:, part, None]
-            slot = jnp.where(inside, starts_BR[:, part, None] + offsets_T, num_row_tokens)  # behind the row: zero
+            slot = jnp.where(inside, self._starts_BR[:, part, None] + offsets_T, num_row_tokens)  # behind the row: zero
             slots.append(slot.reshape(B, num_texts * num_tokens))
-            places_R += [base + index * num_tokens for index in range(num_texts)]
-            first, base = first + num_texts, base + num_texts * num_tokens
+            first += num_texts
         self._slots_BU = jnp.concatenate(slots, axis=1)
         tokens_T = jnp.arange(num_row_tokens, dtype=jnp.int32)
-        text_BT = jax.vmap(lambda starts: jnp.searchsorted(starts, tokens_T, side="right"))(starts_BR) - 1
-        self.positions_BT = tokens_T - jnp.take_along_axis(starts_BR, text_BT, axis=1)
+        text_BT = jax.vmap(lambda starts: jnp.searchsorted(starts, tokens_T, side="right"))(self._starts_BR) - 1
+        self.positions_BT = tokens_T - jnp.take_along_axis(self._starts_BR, text_BT, axis=1)
         inside_BT = self.positions_BT < jnp.take_along_axis(lengths_BR, text_BT, axis=1)
-        self._places_BT = jnp.where(inside_BT, jnp.asarray(places_R, jnp.int32)[text_BT] + self.positions_BT, base)
+        places_BT = jnp.asarray(places_R, jnp.int32)[text_BT] + self.positions_BT
+        self._places_BT = jnp.where(inside_BT, places_BT, int(widths_R.sum()))
 
     @property
     def ends_BR(self) -> Array:
@@ -121,7 +133,8 @@ class PackedAttention:
             attention(*block, sliding_window=sliding_window).reshape(B, -1, N, H)
             for block in zip(queries, keys, values, strict=True)
         ]
-        return _move(jnp.concatenate(mixed, axis=1), self._places_BT, self._slots_BU)
+        mixed_BUNH = jnp.concatenate(mixed, axis=1)
+        return _move(mixed_BUNH, self._places_BT, self._slots_BU) if self._moved else mixed_BUNH
 
     def from_ends(self, query_BRNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
         """See `Attend`."""
@@ -142,7 +155,7 @@ class PackedAttention:
 
     def _blocks(self, x_BTNH: Array) -> list[Array]:
         """The padded block of every length class, [B * num_texts, num_tokens, N, H]."""
-        moved = _move(x_BTNH, self._slots_BU, self._places_BT)
+        moved = _move(x_BTNH, self._slots_BU, self._places_BT) if self._moved else x_BTNH
         parts = jax.lax.split(moved, [num_texts * num_tokens for num_texts, num_tokens in self._classes], axis=1)
         return [
             part.reshape(-1, num_tokens, *part.shape[2:])
