@@ -5,7 +5,7 @@ texts of its groups end to end. Everything is known before the first step, since
 so the few row lengths and length classes of a run are those that waste least on the very batches that will come.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,22 @@ def choose_classes(longest: NDArray[np.int64], max_classes: int) -> tuple[tuple[
             best_cost = cost
             best = tuple((int(n), int(t)) for n, t in zip(sums[::-1], values[tops][::-1], strict=True))
     return best
+
+
+def text_starts(
+    lengths: NDArray[np.int64], num_row_tokens: int, classes: Sequence[tuple[int, int]]
+) -> NDArray[np.int64]:
+    """Where the texts of a row begin: at their places in the blocks of the length classes, where the row is as long as
+    these together, else end to end (see `attention.PackedAttention`).
+
+    Args:
+        lengths: int [R], decreasing.
+        num_row_tokens: the row's length.
+        classes: (num_texts, num_tokens) per length class.
+    """
+    widths = np.repeat([num_tokens for _, num_tokens in classes], [num_texts for num_texts, _ in classes])
+    sizes = widths if num_row_tokens == widths.sum() else lengths
+    return np.cumsum(sizes) - sizes
 
 
 def _round_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

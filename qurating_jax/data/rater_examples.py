@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.data.judgments import Judgments
-from qurating_jax.data.packing import choose_classes, choose_lengths, deal
+from qurating_jax.data.packing import choose_classes, choose_lengths, deal, text_starts
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.runtime.errors import UserError
 
@@ -92,8 +92,7 @@ class RaterExamples:
         texts, lengths = self._members[groups].ravel(), self.lengths[groups].ravel()
         order = np.argsort(-lengths, kind="stable")
         sizes = lengths[order]
-        widths = np.repeat([width for _, width in classes], [number for number, _ in classes])
-        starts = np.cumsum(widths) - widths if num_tokens == widths.sum() else np.cumsum(sizes) - sizes
+        starts = text_starts(sizes, num_tokens, classes)
         offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         tokens = np.zeros(num_tokens, np.int32)
         tokens[np.repeat(starts, sizes) + offsets] = self._tokens[

@@ -64,8 +64,7 @@ def main(config: Config) -> dict[str, Any]:
     model = model.with_head(len(_CRITERIA))
     batches = _batches(config, model)
     lengths = np.concatenate([part.ravel() for part in batches.text_lengths()]).astype(float)
-    of_steps = lengths.reshape(config.rounds + 1, config.num_steps + 1, -1).sum(axis=2)
-    tokens = of_steps[:, 1:].sum(axis=1)
+    tokens = lengths.reshape(config.rounds + 1, config.num_steps + 1, -1)[:, 1:].sum(axis=(1, 2))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         contestants = {"ours": _ours(config, model, batches, directory if config.against == "torch" else None)}
@@ -86,17 +85,16 @@ def main(config: Config) -> dict[str, Any]:
     for name, spent in seconds.items():
         rates = tokens[1:] / np.array(spent[1:])
         result[f"{name}_tokens_per_second"] = {"median": float(np.median(rates)), "best": float(rates.max())}
-    rate = result["ours_tokens_per_second"]["median"]
     flops = float(training_flops(model, lengths).sum() / lengths.sum())
-    result |= {"flops_per_token": flops, "flops_per_second": rate * flops}
+    speed = result["ours_tokens_per_second"]["median"] * flops
+    result |= {"flops_per_token": flops, "flops_per_second": speed}
     if peak := peak_flops(result["device"]):
-        result["mfu"] = rate * flops / (peak * jax.device_count())
+        result["mfu"] = speed / (peak * jax.device_count())
     if memory := jax.devices()[0].memory_stats():
         result["peak_memory_bytes"] = memory["peak_bytes_in_use"]
     if "torch" in seconds:
         result["ratio"] = float(np.median(np.array(seconds["torch"][1:]) / np.array(seconds["ours"][1:])))
-    for name, value in result.items():
-        print(f"{name:<26} {value}")
+    print(*(f"{name:<26} {value}" for name, value in result.items()), sep="\n")
     return result
 
 
@@ -206,6 +204,8 @@ def _torch(config: Config, batches: "PackedBatches", directory: str) -> dict[str
     import numpy as np
     import transformers
 
+    from qurating_jax.data.packing import text_starts
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if config.compute.dtype == "float32" else torch.bfloat16
     network = transformers.LlamaForSequenceClassification.from_pretrained(
@@ -221,11 +221,10 @@ def _torch(config: Config, batches: "PackedBatches", directory: str) -> dict[str
         total = 0.0
         for place in range(config.accumulation):
             row = batches.fetch(step, np.array([place]))
-            sizes, ends = row["lengths"][0], np.cumsum(row["lengths"][0])
-            padded = np.zeros((len(sizes), sizes.max()), np.int64)
-            for number, (end, size) in enumerate(zip(ends, sizes, strict=True)):
-                padded[number, :size] = row["tokens"][0, end - size : end]
-            ids = torch.from_numpy(padded).to(device)
+            sizes, tokens = row["lengths"][0], row["tokens"][0]
+            starts = text_starts(sizes, len(tokens), batches.classes)
+            texts = [torch.from_numpy(tokens[b : b + n]).long() for b, n in zip(starts, sizes, strict=True)]
+            ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
             scores = network(input_ids=ids, attention_mask=(ids != 0).long(), use_cache=False).logits.float()
             pairs = scores[torch.from_numpy(row["members"][0].astype(np.int64)).to(device)]
             targets = torch.from_numpy(row["labels"][0][:, 0, 1]).to(device)

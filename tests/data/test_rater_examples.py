@@ -47,8 +47,23 @@ def ids(text):
     return [ord(letter) for letter in text]
 
 
+CLASSES = ((2, 80), (4, 16))
+
+
+def test_a_row_of_the_length_of_its_blocks_is_its_blocks():
+    row = examples_of(GROUPS).row(np.array([2, 0, 1]), 2 * 80 + 4 * 16, CLASSES)
+    assert row["lengths"].tolist() == [70, 64, 3, 3, 2, 1]
+    starts = [0, 80, 160, 176, 192, 208]
+    parts = [row["tokens"][start : start + size].tolist() for start, size in zip(starts, row["lengths"], strict=True)]
+    assert [[parts[place] for place in group] for group in row["members"]] == [
+        [ids(text) for text in GROUPS[group]] for group in (2, 0, 1)
+    ]
+    used = np.concatenate([start + np.arange(size) for start, size in zip(starts, row["lengths"], strict=True)])
+    assert not np.delete(row["tokens"], used).any()
+
+
 def test_a_row_holds_the_texts_of_its_groups_longest_first():
-    row = examples_of(GROUPS).row(np.array([2, 0, 1]), 160)
+    row = examples_of(GROUPS).row(np.array([2, 0, 1]), 160, CLASSES)
     assert row["tokens"].shape == (160,)
     assert {name: row[name].dtype for name in ("tokens", "lengths", "members", "labels", "valid")} == {
         "tokens": np.int32, "lengths": np.int32, "members": np.int32, "labels": np.float32, "valid": bool,
@@ -67,7 +82,7 @@ def test_longer_texts_are_cut_at_their_end_and_counted(caplog, monkeypatch, max_
     assert examples.num_cut == cut
     assert (f"{cut} of 6 texts are longer than {max_tokens} tokens" in caplog.text) == bool(cut)
     np.testing.assert_array_equal(examples.lengths, [[min(len(t), max_tokens) for t in g] for g in GROUPS])
-    row = examples.row(np.arange(3), 256)
+    row = examples.row(np.arange(3), 256, CLASSES)
     assert texts_of_row(row) == [[ids(text)[:max_tokens] for text in group] for group in GROUPS]
 
 
@@ -86,7 +101,7 @@ def test_missing_labels_are_masked_and_finite():
     found = judgments(GROUPS, averages)
     dirty = np.where(found.valid, found.probabilities, np.float32(np.nan))
     found = dataclasses.replace(found, probabilities=dirty)
-    row = RaterExamples(found, Letters(), max_tokens=100, long_texts="error").row(np.arange(3), 160)
+    row = RaterExamples(found, Letters(), max_tokens=100, long_texts="error").row(np.arange(3), 160, CLASSES)
     assert row["labels"].dtype == np.float32
     assert row["valid"].sum() == 3 * 2 * 2 - 2
     assert not row["valid"][1, 0, 1, 0]
@@ -100,7 +115,7 @@ def test_a_text_without_tokens_is_refused():
 
 def test_further_arrays_of_the_texts_go_along():
     offsets = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
-    row = examples_of(GROUPS, extra={"offsets": offsets}).row(np.array([1, 0]), 160)
+    row = examples_of(GROUPS, extra={"offsets": offsets}).row(np.array([1, 0]), 160, ((4, 80),))
     np.testing.assert_array_equal(row["offsets"], offsets[[1, 0]])
 
 
