@@ -113,6 +113,13 @@ def from_averages(
     )
 
 
+def distinct_texts(judgments: Judgments) -> tuple[list[str], NDArray[np.int64]]:
+    """Every text once, and int64 [n, k], where each group's texts stand in that list."""
+    numbers: dict[str, int] = {}
+    places = [[numbers.setdefault(text, len(numbers)) for text in group] for group in judgments.texts]
+    return list(numbers), np.array(places, np.int64).reshape(len(places), -1)
+
+
 def write_judgments(path: str, chunks: Iterable[tuple[Judgments, ArrayLike, ArrayLike]]) -> None:
     """Writes one Parquet file of the published schema as its chunks come, atomically.
 

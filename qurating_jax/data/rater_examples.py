@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qurating_jax.data.judgments import Judgments
+from qurating_jax.data.judgments import Judgments, distinct_texts
 from qurating_jax.data.packing import choose_classes, choose_lengths, deal, text_starts
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.runtime.errors import UserError
@@ -56,11 +56,8 @@ class RaterExamples:
         Raises:
             UserError: a text without tokens, which no score could be read from, or a text that is too long.
         """
-        numbers: dict[str, int] = {}
-        self._members = np.array(
-            [[numbers.setdefault(text, len(numbers)) for text in group] for group in judgments.texts], np.int64
-        )
-        encoded = tokenizer.encode(list(numbers))
+        texts, self._members = distinct_texts(judgments)
+        encoded = tokenizer.encode(texts)
         lengths = np.array([len(ids) for ids in encoded], np.int64)
         if not lengths.all():
             group, slot = np.argwhere(lengths[self._members] == 0)[0]

@@ -107,9 +107,9 @@ def _given(config: Config, num_criteria: int) -> "np.ndarray":
 
 def _fit(config: Config, directory: str, judgments: "Judgments") -> "tuple[np.ndarray, dict[str, dict[str, Any]]]":
     """Weights [members, C], and figures on the very judgments that they were fitted to."""
+    from qurating_jax.data.judgments import distinct_texts
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.scoring.combined import CombinedModel, fit_weights
-    from qurating_jax.scoring.pairs import distinct_texts
     from qurating_jax.scoring.rater import Rater
 
     rater = Rater.load(

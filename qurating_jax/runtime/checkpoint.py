@@ -37,10 +37,6 @@ class Checkpoints:
         """From now on the checkpoint of this step stays, and the one named before no longer has to."""
         self._preserve.protected = step
 
-    def document(self, step: int) -> dict[str, Any]:
-        """The JSON document of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
-
     def save(self, step: int, state: Any, document: dict[str, Any]) -> None:
         """Starts saving in the background; nothing happens where this step is already saved."""
         if self._manager.latest_step() == step:

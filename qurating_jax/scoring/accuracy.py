@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qurating_jax.data.judgments import Judgments
+from qurating_jax.data.judgments import Judgments, distinct_texts
 from qurating_jax.method.bradley_terry import pair_accuracy
-from qurating_jax.scoring.pairs import distinct_texts
 
 if TYPE_CHECKING:
     from qurating_jax.scoring.rater import Rater

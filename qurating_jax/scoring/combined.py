@@ -168,7 +168,7 @@ def fit_weights(scores: ArrayLike, judgments: Judgments, places: NDArray[np.int6
     Args:
         scores: [members, n, C], each member's scores of the judged texts.
         judgments: soft labels, best on texts that no member was trained on.
-        places: where each group's texts stand among the n (see `pairs.distinct_texts`).
+        places: where each group's texts stand among the n (see `data.judgments.distinct_texts`).
 
     Raises:
         UserError: a criterion without any judgment, or a judged text without a score.

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qurating_jax.data.judgments import MIXED, Judgments, from_averages
-from qurating_jax.scoring.pairs import distinct_texts
+from qurating_jax.data.judgments import MIXED, Judgments, distinct_texts, from_averages
 
 
 @dataclass(frozen=True, eq=False)

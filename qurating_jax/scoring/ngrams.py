@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy import sparse
 
-from qurating_jax.data.judgments import Judgments
+from qurating_jax.data.judgments import Judgments, distinct_texts
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring import ngram_features, text_features
 from qurating_jax.scoring.linear import choose_ridge, fit_weights
 from qurating_jax.scoring.ngram_features import batches
 from qurating_jax.scoring.options import NgramConfig
-from qurating_jax.scoring.pairs import distinct_texts, pairs_of, text_folds
+from qurating_jax.scoring.pairs import pairs_of, text_folds
 from qurating_jax.scoring.rater_files import (
     FILE,
     criteria_of,

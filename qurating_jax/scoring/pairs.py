@@ -36,13 +36,6 @@ class Pairs:
         return scores[self.second] - scores[self.first]
 
 
-def distinct_texts(judgments: Judgments) -> tuple[list[str], NDArray[np.int64]]:
-    """Every text once, and int64 [n, k], where each group's texts stand in that list."""
-    numbers: dict[str, int] = {}
-    places = [[numbers.setdefault(text, len(numbers)) for text in group] for group in judgments.texts]
-    return list(numbers), np.array(places, np.int64).reshape(len(places), -1)
-
-
 def pairs_of(
     judgments: Judgments, places: NDArray[np.int64], criterion: int, *, margin: float, label_temperature: float
 ) -> Pairs:
@@ -50,7 +43,7 @@ def pairs_of(
 
     Args:
         judgments: n groups of k texts.
-        places: see `distinct_texts`.
+        places: see `data.judgments.distinct_texts`.
         criterion: its place in `judgments.criteria`.
         margin: least confidence |2p - 1| of a label.
         label_temperature: labels become sigmoid(logit(p) / temperature).

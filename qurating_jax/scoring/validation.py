@@ -4,12 +4,12 @@ from typing import Literal
 
 import numpy as np
 
-from qurating_jax.data.judgments import Judgments
+from qurating_jax.data.judgments import Judgments, distinct_texts
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.method.bradley_terry import pair_accuracy
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.neural import NeuralModel
-from qurating_jax.scoring.pairs import cross_entropy, distinct_texts, pairs_of
+from qurating_jax.scoring.pairs import cross_entropy, pairs_of
 
 
 class Validator:

@@ -8,13 +8,12 @@ import tiny_hf as tiny
 from scipy import optimize
 from test_ngrams import random_judgments, random_texts, small
 
-from qurating_jax.data.judgments import from_averages
+from qurating_jax.data.judgments import distinct_texts, from_averages
 from qurating_jax.method.bradley_terry import sigmoid
 from qurating_jax.method.calibration import logistic_slope
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring import combined
 from qurating_jax.scoring.ngrams import NgramModel, fit
-from qurating_jax.scoring.pairs import distinct_texts
 from qurating_jax.scoring.rater import Rater, inspect
 from qurating_jax.scoring.windows import WORD_TOKENIZER
 

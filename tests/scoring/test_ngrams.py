@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from qurating_jax.data.documents import Rejects, read_documents
-from qurating_jax.data.judgments import from_averages
+from qurating_jax.data.judgments import distinct_texts, from_averages
 from qurating_jax.method.bradley_terry import pair_accuracy, sigmoid
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring import ngram_features, ngrams, pairs, text_features
@@ -203,7 +203,7 @@ def test_words_of_domains_by_hand():
 def test_pairs_are_every_valid_unordered_pair_once():
     rng = np.random.default_rng(3)
     judgments = random_judgments(rng)
-    texts, places = pairs.distinct_texts(judgments)
+    texts, places = distinct_texts(judgments)
     for criterion in range(2):
         found = pairs.pairs_of(judgments, places, criterion, margin=0.3, label_temperature=2.0)
         expected = []
@@ -229,7 +229,7 @@ def test_the_optimum_is_that_of_logistic_regression_on_hard_labels():
     judgments = random_judgments(rng, num_groups=50, hard=True)
     config = small(ridge=0.7)
     model = fit(judgments, config)
-    texts, places = pairs.distinct_texts(judgments)
+    texts, places = distinct_texts(judgments)
     blocks, _ = ngrams._training_features(texts, config, ())
     dense = np.concatenate([block.toarray() for block in blocks.values()], axis=1)
     for number in range(2):
@@ -246,7 +246,7 @@ def test_the_optimum_of_soft_labels_has_no_gradient():
     judgments = random_judgments(rng)
     config = small(ridge=0.3, statistics=False, char_orders=())
     model = fit(judgments, config, margin=0.2, label_temperature=1.5)
-    texts, _ = pairs.distinct_texts(judgments)
+    texts, _ = distinct_texts(judgments)
     counts = word_counts(texts, config)
     rows = ngram_features.weigh(counts, config, model.idf["words"], 1.0).toarray()
     row_of = dict(zip(texts, rows, strict=True))
