@@ -148,7 +148,7 @@ class PackedBatches:
         length_of_step = row_tokens[np.searchsorted(row_tokens, needed)]
         classes = choose_classes((-np.sort(-lengths, axis=2)).max(axis=(0, 1)), _MAX_CLASSES)
         blocks = sum(num_texts * num_tokens for num_texts, num_tokens in classes)
-        if blocks <= _SPARED_MOVES * row_tokens[-1]:
+        if blocks <= _SPARED_MOVES * length_of_step.mean():
             row_tokens, length_of_step = np.array([blocks]), np.full(num_steps, blocks)
         padding = 1 - lengths.sum() / (num_rows * length_of_step.sum())
         return cls(examples, classes, row_tokens, float(padding), rows, length_of_step)
