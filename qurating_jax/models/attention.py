@@ -1,7 +1,7 @@
 """Causal attention. Letters: B batch, T queries, S keys, N heads, K kv heads, G = N/K, H head dim, R texts of a row.
 
-`attention` is the arithmetic. `RowAttention` and `PackedAttention` say which tokens of a row belong together: a decoder
-calls them without knowing how its rows were laid out.
+`attention` is the arithmetic. `RowAttention`, `WindowAttention` and `PackedAttention` say which tokens of a row belong
+together: a decoder calls them without knowing how its rows were laid out.
 """
 
 import functools
@@ -70,6 +70,50 @@ class RowAttention:
             own_B1 = jnp.take_along_axis(self.segment_ids_BT, self.ends_BR, axis=1)
             mask_BT = mask_BT & (self.segment_ids_BT == own_B1)
         return _attend_once(query_BRNH, key_BTKH, value_BTKH, mask_BT[:, None, :])
+
+
+class WindowAttention:
+    """Rows that hold windows end to end and padding behind them; tokens see tokens of their own window.
+
+    A row of a single window needs no mask: a causal row never looks to the right, where the padding is.
+    """
+
+    def __init__(self, lengths_BR: Array, num_row_tokens: int) -> None:
+        """Finds every token's window.
+
+        Args:
+            lengths_BR: int32 tokens of every window, 0 where a row holds fewer than R.
+            num_row_tokens: T, the row's length.
+        """
+        B, R = lengths_BR.shape
+        stops_BR = jnp.cumsum(lengths_BR, axis=1)
+        tokens_T = jnp.arange(num_row_tokens, dtype=jnp.int32)
+        self.ends_BR = jnp.maximum(stops_BR - 1, 0)
+        self._R = R
+        if R == 1:
+            self.segment_ids_BT = None
+            self.positions_BT = jnp.broadcast_to(tokens_T, (B, num_row_tokens))
+            return
+        # 0, 1, ... along the row; R on padding
+        self.segment_ids_BT = jnp.sum(tokens_T[None, :, None] >= stops_BR[:, None, :], axis=-1, dtype=jnp.int32)
+        starts_BR = jnp.concatenate([jnp.zeros((B, 1), jnp.int32), stops_BR], axis=1)
+        self.positions_BT = tokens_T - jnp.take_along_axis(starts_BR, self.segment_ids_BT, axis=1)
+
+    def __call__(self, query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
+        """See `Attend`."""
+        return attention(
+            query_BTNH, key_BTKH, value_BTKH, segment_ids_BT=self.segment_ids_BT, sliding_window=sliding_window
+        )
+
+    def from_ends(self, query_BRNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
+        """See `Attend`."""
+        distance_BRT = self.ends_BR[:, :, None] - jnp.arange(key_BTKH.shape[1], dtype=jnp.int32)
+        mask_BRT = distance_BRT >= 0
+        if sliding_window is not None:
+            mask_BRT = mask_BRT & (distance_BRT < sliding_window)
+        if self.segment_ids_BT is not None:
+            mask_BRT = mask_BRT & (self.segment_ids_BT[:, None, :] == jnp.arange(self._R)[None, :, None])
+        return _attend_once(query_BRNH, key_BTKH, value_BTKH, mask_BRT)
 
 
 class PackedAttention:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from qurating_jax.models import llama
-from qurating_jax.models.attention import Attend, PackedAttention, RowAttention
+from qurating_jax.models.attention import Attend, PackedAttention, RowAttention, WindowAttention
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.models.llama import Params
 
@@ -44,6 +44,58 @@ def scores(params: Params, config: DecoderConfig, tokens_BT: Array, mask_BT: Arr
         RowAttention(mask_BT.astype(jnp.int32), last_B),
         compute=compute,
     )[:, 0]
+
+
+def window_scores(
+    params: Params, config: DecoderConfig, tokens_BT: Array, lengths_BR: Array, *, compute: ComputeConfig
+) -> Array:
+    """A rater's scores of windows that lie end to end in rows, in any order, with padding behind the last one.
+
+    Args:
+        params: parameters of a decoder with `config.num_criteria` > 0.
+        config: the architecture.
+        tokens_BT: int32 token ids; what stands behind the last window does not matter.
+        lengths_BR: int32 tokens of every window; 0 is no window and yields an arbitrary finite score.
+        compute: dtype, remat and scan settings; norm and head are float32 whatever the dtype.
+
+    Returns:
+        float32 [B, R, C], in the order of the row.
+    """
+    attend = WindowAttention(lengths_BR, tokens_BT.shape[1])
+    return _scores(params, config, tokens_BT, attend.positions_BT, attend, compute=compute)
+
+
+def window_losses(
+    params: Params,
+    config: DecoderConfig,
+    tokens_BT: Array,
+    targets_BT: Array,
+    lengths_BR: Array,
+    *,
+    compute: ComputeConfig,
+) -> Array:
+    """Summed next-token cross-entropy of windows that lie end to end in rows, as in `window_scores`.
+
+    Args:
+        params: parameters of a decoder with an LM head.
+        config: the architecture.
+        tokens_BT: int32 token ids that are read.
+        targets_BT: int32 token ids that they predict, place by place.
+        lengths_BR: int32 tokens of every window; 0 is no window.
+        compute: dtype, remat and scan settings.
+
+    Returns:
+        float32 [B, R] in nats, 0 where there is no window.
+    """
+    attend = WindowAttention(lengths_BR, tokens_BT.shape[1])
+    x_BTD = llama.hidden_states(
+        params, config, tokens_BT, positions_BT=attend.positions_BT, attend=attend, compute=compute
+    )
+    losses_BT = _cross_entropies(llama.final_norm(params, config, x_BTD), targets_BT, lm_kernel(params, config))
+    tokens_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+    stops_BR = jnp.cumsum(lengths_BR, axis=1)
+    inside_BRT = (tokens_T < stops_BR[..., None]) & (tokens_T >= (stops_BR - lengths_BR)[..., None])
+    return jnp.einsum("BT,BRT->BR", losses_BT, inside_BRT.astype(jnp.float32))
 
 
 def packed_scores(
@@ -133,9 +185,13 @@ def token_losses(
         params, config, tokens_BT, positions_BT=positions_BT, attend=RowAttention(segment_ids_BT), compute=compute
     )
     x_BTD = llama.final_norm(params, config, x_BTD)[:, :-1]
-    targets_BT = tokens_BT[:, 1:]
     predicted_BT = (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]) & (segment_ids_BT[:, 1:] != 0)
-    kernel_DV = lm_kernel(params, config)
+    losses_BT = _cross_entropies(x_BTD, tokens_BT[:, 1:], lm_kernel(params, config))
+    return jnp.where(predicted_BT, losses_BT, 0.0), predicted_BT
+
+
+def _cross_entropies(x_BTD: Array, targets_BT: Array, kernel_DV: Array) -> Array:
+    """Cross-entropy of every token in nats, float32 [B, T], from the normed residual stream; logits chunk by chunk."""
 
     @jax.checkpoint  # the backward pass makes a chunk's logits again instead of keeping all of them
     def chunk_losses(x_BTD: Array, targets_BT: Array) -> Array:
@@ -144,14 +200,13 @@ def token_losses(
         return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits
 
     starts = range(0, targets_BT.shape[1], _LOGITS_CHUNK_TOKENS)
-    losses_BT = jnp.concatenate(
+    return jnp.concatenate(
         [
             chunk_losses(x_BTD[:, s : s + _LOGITS_CHUNK_TOKENS], targets_BT[:, s : s + _LOGITS_CHUNK_TOKENS])
             for s in starts
         ],
         axis=1,
     )
-    return jnp.where(predicted_BT, losses_BT, 0.0), predicted_BT
 
 
 def lm_kernel(params: Params, config: DecoderConfig) -> Array:
