@@ -1,7 +1,8 @@
 """Causal attention. Letters: B batch, T queries, S keys, N heads, K kv heads, G = N/K, H head dim, R texts of a row.
 
-`attention` is the arithmetic. `RowAttention`, `WindowAttention` and `PackedAttention` say which tokens of a row belong
-together: a decoder calls them without knowing how its rows were laid out.
+`attention` is the arithmetic, by XLA or by the kernels of `attention_kernels`. `RowAttention`, `WindowAttention` and
+`PackedAttention` say which tokens of a row belong together: a decoder calls them without knowing how its rows were laid
+out.
 """
 
 import functools
@@ -13,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from qurating_jax.models import attention_kernels
+from qurating_jax.models.config import AttentionChoice
 
 # Queries go in chunks, so that keys after a chunk's end are never multiplied: almost half of the score matrix is saved.
 # Sixteen chunks at most keep the program small.
@@ -43,10 +47,12 @@ class RowAttention:
         segment_ids_BT: int32; tokens see only tokens of the same id. None: one segment (right padding needs no ids,
             since a causal row never looks to the right).
         last_B: int32, the last real token of every row; None where `ends_BR` is not asked for.
+        implementation: of `attention`.
     """
 
     segment_ids_BT: Array | None = None
     last_B: Array | None = None
+    implementation: AttentionChoice = "xla"
 
     @property
     def ends_BR(self) -> Array:
@@ -57,7 +63,12 @@ class RowAttention:
     def __call__(self, query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
         """See `Attend`."""
         return attention(
-            query_BTNH, key_BTKH, value_BTKH, segment_ids_BT=self.segment_ids_BT, sliding_window=sliding_window
+            query_BTNH,
+            key_BTKH,
+            value_BTKH,
+            segment_ids_BT=self.segment_ids_BT,
+            sliding_window=sliding_window,
+            implementation=self.implementation,
         )
 
     def from_ends(self, query_BRNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
@@ -78,14 +89,16 @@ class WindowAttention:
     A row of a single window needs no mask: a causal row never looks to the right, where the padding is.
     """
 
-    def __init__(self, lengths_BR: Array, num_row_tokens: int) -> None:
+    def __init__(self, lengths_BR: Array, num_row_tokens: int, implementation: AttentionChoice = "xla") -> None:
         """Finds every token's window.
 
         Args:
             lengths_BR: int32 tokens of every window, 0 where a row holds fewer than R.
             num_row_tokens: T, the row's length.
+            implementation: of `attention`.
         """
         B, R = lengths_BR.shape
+        self._implementation = implementation
         stops_BR = jnp.cumsum(lengths_BR, axis=1)
         tokens_T = jnp.arange(num_row_tokens, dtype=jnp.int32)
         self.ends_BR = jnp.maximum(stops_BR - 1, 0)
@@ -102,7 +115,12 @@ class WindowAttention:
     def __call__(self, query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
         """See `Attend`."""
         return attention(
-            query_BTNH, key_BTKH, value_BTKH, segment_ids_BT=self.segment_ids_BT, sliding_window=sliding_window
+            query_BTNH,
+            key_BTKH,
+            value_BTKH,
+            segment_ids_BT=self.segment_ids_BT,
+            sliding_window=sliding_window,
+            implementation=self._implementation,
         )
 
     def from_ends(self, query_BRNH: Array, key_BTKH: Array, value_BTKH: Array, *, sliding_window: int | None) -> Array:
@@ -128,7 +146,13 @@ class PackedAttention:
     what it computes for padding is dropped on the way back.
     """
 
-    def __init__(self, lengths_BR: Array, num_row_tokens: int, classes: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        lengths_BR: Array,
+        num_row_tokens: int,
+        classes: Sequence[tuple[int, int]],
+        implementation: AttentionChoice = "xla",
+    ) -> None:
         """Finds every token's place.
 
         Args:
@@ -136,8 +160,10 @@ class PackedAttention:
             num_row_tokens: T, the row's length; what lies behind the texts is padding.
             classes: (num_texts, num_tokens) per length class; the numbers of texts add up to R, and no text is longer
                 than its class.
+            implementation: of `attention`.
         """
         B, R = lengths_BR.shape
+        self._implementation = implementation
         self._lengths_BR, self._classes = lengths_BR, tuple(classes)
         widths_R = np.repeat([num_tokens for _, num_tokens in classes], [num_texts for num_texts, _ in classes])
         places_R = np.cumsum(widths_R) - widths_R  # where each text's place in the blocks begins
@@ -174,7 +200,7 @@ class PackedAttention:
         B, _, N, H = query_BTNH.shape
         queries, keys, values = (self._blocks(array) for array in (query_BTNH, key_BTKH, value_BTKH))
         mixed = [
-            attention(*block, sliding_window=sliding_window).reshape(B, -1, N, H)
+            attention(*block, sliding_window=sliding_window, implementation=self._implementation).reshape(B, -1, N, H)
             for block in zip(queries, keys, values, strict=True)
         ]
         mixed_BUNH = jnp.concatenate(mixed, axis=1)
@@ -238,6 +264,7 @@ def attention(
     *,
     segment_ids_BT: Array | None = None,
     sliding_window: int | None = None,
+    implementation: AttentionChoice = "xla",
 ) -> Array:
     """Softmax attention of every token over the earlier tokens of its segment, scaled by 1/sqrt(H).
 
@@ -247,10 +274,21 @@ def attention(
         value_BTKH: values.
         segment_ids_BT: int32; tokens see only tokens of the same id. None: one segment.
         sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None: all.
+        implementation: see `attention_kernels.choose`.
 
     Returns:
         [B, T, N, H] in the dtype of the values; scores and softmax are float32.
+
+    Raises:
+        UsageError: a named implementation cannot do the call.
     """
+    chosen = attention_kernels.choose(implementation, query_BTNH, key_BTKH, has_segments=segment_ids_BT is not None)
+    if chosen == "cudnn":
+        return attention_kernels.cudnn_attention(query_BTNH, key_BTKH, value_BTKH, sliding_window=sliding_window)
+    if chosen == "splash":
+        return attention_kernels.splash_attention(
+            query_BTNH, key_BTKH, value_BTKH, segment_ids_BT=segment_ids_BT, sliding_window=sliding_window
+        )
     B, T, N, H = query_BTNH.shape
     K = key_BTKH.shape[2]
     # Heads before tokens: the products are then plain batched matrices, which the CPU multiplies 1.5 times as fast.

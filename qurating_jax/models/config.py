@@ -12,6 +12,7 @@ from typing import Any, Literal
 from qurating_jax.config import option
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+AttentionChoice = Literal["auto", "xla", "cudnn", "splash"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +118,6 @@ class ComputeConfig:
         "none", "what the backward pass recomputes: nothing, all but matmuls, all"
     )
     scan_layers: bool = option(True, "scan over the stacked layers (one compiled layer) instead of unrolling")
+    attention: AttentionChoice = option(
+        "auto", "attention kernels: xla, cudnn (NVIDIA GPU, bfloat16), splash (TPU), or what the devices offer"
+    )

@@ -41,7 +41,7 @@ def scores(params: Params, config: DecoderConfig, tokens_BT: Array, mask_BT: Arr
         config,
         tokens_BT,
         jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0),
-        RowAttention(mask_BT.astype(jnp.int32), last_B),
+        RowAttention(mask_BT.astype(jnp.int32), last_B, compute.attention),
         compute=compute,
     )[:, 0]
 
@@ -61,7 +61,7 @@ def window_scores(
     Returns:
         float32 [B, R, C], in the order of the row.
     """
-    attend = WindowAttention(lengths_BR, tokens_BT.shape[1])
+    attend = WindowAttention(lengths_BR, tokens_BT.shape[1], compute.attention)
     return _scores(params, config, tokens_BT, attend.positions_BT, attend, compute=compute)
 
 
@@ -87,7 +87,7 @@ def window_losses(
     Returns:
         float32 [B, R] in nats, 0 where there is no window.
     """
-    attend = WindowAttention(lengths_BR, tokens_BT.shape[1])
+    attend = WindowAttention(lengths_BR, tokens_BT.shape[1], compute.attention)
     x_BTD = llama.hidden_states(
         params, config, tokens_BT, positions_BT=attend.positions_BT, attend=attend, compute=compute
     )
@@ -120,7 +120,7 @@ def packed_scores(
     Returns:
         float32 [B, R, C], in the order of the row.
     """
-    attend = PackedAttention(lengths_BR, tokens_BT.shape[1], classes)
+    attend = PackedAttention(lengths_BR, tokens_BT.shape[1], classes, compute.attention)
     return _scores(params, config, tokens_BT, attend.positions_BT, attend, compute=compute)
 
 
@@ -150,9 +150,8 @@ def logits(
     compute: ComputeConfig,
 ) -> Array:
     """All next-token logits, float32 [B, T, V]; training uses `token_losses`, which never holds them at once."""
-    x_BTD = llama.hidden_states(
-        params, config, tokens_BT, positions_BT=positions_BT, attend=RowAttention(segment_ids_BT), compute=compute
-    )
+    attend = RowAttention(segment_ids_BT, implementation=compute.attention)
+    x_BTD = llama.hidden_states(params, config, tokens_BT, positions_BT=positions_BT, attend=attend, compute=compute)
     return _project(llama.final_norm(params, config, x_BTD), lm_kernel(params, config))
 
 
@@ -181,9 +180,8 @@ def token_losses(
     Returns:
         float32 [B, T-1] losses in nats (0 where nothing is predicted) and bool [B, T-1], where something is.
     """
-    x_BTD = llama.hidden_states(
-        params, config, tokens_BT, positions_BT=positions_BT, attend=RowAttention(segment_ids_BT), compute=compute
-    )
+    attend = RowAttention(segment_ids_BT, implementation=compute.attention)
+    x_BTD = llama.hidden_states(params, config, tokens_BT, positions_BT=positions_BT, attend=attend, compute=compute)
     x_BTD = llama.final_norm(params, config, x_BTD)[:, :-1]
     predicted_BT = (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]) & (segment_ids_BT[:, 1:] != 0)
     losses_BT = _cross_entropies(x_BTD, tokens_BT[:, 1:], lm_kernel(params, config))

@@ -195,7 +195,7 @@ def hidden_states(
     dtype = jnp.dtype(compute.dtype)
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-    attend = attend or RowAttention()
+    attend = attend or RowAttention(implementation=compute.attention)
     rotation = rotary_angles(config, positions_BT)
     block = nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))[0]
     stacked = (params["blocks"], params.get("adapters", {}).get("blocks", {}))
