@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from document_samples import COLUMNAR, PACKED, ROWS, TABLE, arrow, jsonl, parquet, put, read, text_column, zstd
 
-from qurating_jax.data import documents
+from qurating_jax.data import jsonl as jsonl_files
 from qurating_jax.data.documents import Rejects, get_field, read_documents
 from qurating_jax.runtime.errors import UserError
 
@@ -87,7 +87,7 @@ def test_reading_is_lazy(tmp_path):
 
 
 def test_a_compression_bomb_is_streamed_and_its_long_line_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(jsonl_files, "MAX_LINE_BYTES", 1 << 20)
     bomb = zstd(b'{"text": "' + bytes(64 << 20) + b'"}\n' + jsonl([{"text": "after"}]))
     assert len(bomb) < 1 << 16
     path = put(tmp_path, "d.jsonl.zst", bomb)
@@ -106,7 +106,7 @@ def test_a_compression_bomb_is_streamed_and_its_long_line_refused(tmp_path, monk
 def test_the_longest_line_is_read(tmp_path, monkeypatch):
     line = jsonl([{"text": "x"}])
     for slack, count in ((0, 2), (-1, 0)):
-        monkeypatch.setattr(documents, "MAX_LINE_BYTES", len(line) - 1 + slack)
+        monkeypatch.setattr(jsonl_files, "MAX_LINE_BYTES", len(line) - 1 + slack)
         assert len(read(put(tmp_path, "d.jsonl", line + line.strip()), policy="skip")) == count
 
 
