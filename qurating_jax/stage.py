@@ -50,19 +50,20 @@ def open_run(
     if config.seed < 0:
         raise UsageError(f"--seed {config.seed} is negative; the generators take 0 and above")
     run = _claim(config, stage, inputs, distributed or Distributed())
-    if run.state == "finished" or not run.primary:
-        yield run
-        return
-    storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
-    if storage.is_remote(config.output):
-        yield run
-        return
-    handler = logs.to_file(config.output)
-    try:
-        log.info("%s: %s run in %s", stage, run.state, config.output)
-        yield run
-    finally:
-        logs.stop(handler)
+    with contextlib.nullcontext() if run.state == "finished" else manifest.at_work(run):
+        if run.state == "finished" or not run.primary:
+            yield run
+            return
+        storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
+        if storage.is_remote(config.output):
+            yield run
+            return
+        handler = logs.to_file(config.output)
+        try:
+            log.info("%s: %s run in %s", stage, run.state, config.output)
+            yield run
+        finally:
+            logs.stop(handler)
 
 
 def _claim(config: StageConfig, stage: str, inputs: Mapping[str, Any], distributed: Distributed) -> Run:

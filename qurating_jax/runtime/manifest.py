@@ -2,21 +2,23 @@
 
 `begin` claims a directory for a run and says whether it is fresh, resumable or finished; `finish` writes the manifest
 last, atomically. In between `run.json` holds the run's fingerprint, so that a directory of another run is never mixed
-into this one. No clock time is recorded: equal runs leave equal manifests.
+into this one. Several workers of one run may begin in the same directory, at the same time or later. No clock time is
+recorded: equal runs leave equal manifests.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from qurating_jax.runtime import storage
+from qurating_jax.runtime import claims, storage
 from qurating_jax.runtime.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 class Run:
     """A claimed output directory. `state`: "fresh", "resumed", or "finished" (then `counts` are the recorded ones).
 
-    `primary` is True in the one process of the run that writes files which all share.
+    `determined` is the fingerprint (stage, config and inputs as far as they can change the result). `primary` is True
+    in the one process of the run that writes files which all share.
     """
 
     output: str
@@ -44,6 +47,7 @@ class Run:
     inputs: dict[str, Any]
     state: Literal["fresh", "resumed", "finished"]
     counts: dict[str, Any]
+    determined: dict[str, Any]
     primary: bool = True
 
     def path(self, *parts: str) -> str:
@@ -60,7 +64,10 @@ def begin(
     inputs: Mapping[str, Any],
     overwrite: bool,
 ) -> Run:
-    """Claims `output` for a run.
+    """Claims `output` for a run; see `at_work` for the time of the work itself.
+
+    Of several workers that begin the same run at the same time one gets "fresh" and the others "resumed"; of two
+    different runs one is refused. (On an object store, and on a disk without hard links, two may both get "fresh".)
 
     Args:
         output: directory, local or remote.
@@ -71,35 +78,82 @@ def begin(
         overwrite: remove a run that does not fit instead of refusing.
 
     Raises:
-        UserError: the directory holds another run, or files that no run of ours left.
+        UserError: the directory holds another run, or files that no run of ours left; or, with `overwrite`, another
+            process is at work in it.
     """
     determined = _as_json({"stage": stage, "config": _without_places(identity), "inputs": inputs})
-    found = _read_if_there(storage.join(output, MANIFEST)) or _read_if_there(storage.join(output, RUN))
-    if found is not None and not overwrite:
-        if found["determined"] != determined or found["schema_version"] != SCHEMA_VERSION:
-            difference = "; ".join(_differences(found["determined"], determined)) or "written by another version"
-            raise UserError(
-                f"{output}: holds another run ({difference}); choose another --output, or --overwrite to replace it"
+
+    def run(state: Literal["fresh", "resumed", "finished"], counts: Mapping[str, Any]) -> Run:
+        return Run(output, stage, dict(config), dict(inputs), state, dict(counts), determined)
+
+    # Listed first, read second: what another worker of ours had written by the time of the listing came after its
+    # run.json, which is therefore found. The other way round its first files would look like somebody else's.
+    left = [name for name in storage.list_dir(output) if name != LOG and not _unborn(name)]
+    found = _found(output)
+    if found is None and left:
+        instead = "--overwrite does not remove it, empty it by hand" if overwrite else "choose another --output"
+        raise UserError(f"{output}: not empty and not a run of ours ({left[0]} ...); {instead}")
+    with contextlib.ExitStack() as stack:
+        if found is not None and overwrite:
+            if not stack.enter_context(claims.alone(output)):
+                raise UserError(f"{output}: another process is at work here; --overwrite would take its files away")
+            _remove_run(output)
+            found = None
+        if found is None:
+            _make_directory(output)
+            made = storage.create_json(
+                storage.join(output, RUN), {"schema_version": SCHEMA_VERSION, "determined": determined}
             )
-        finished = "counts" in found
-        log.info("%s: %s %s", stage, output, "is complete" if finished else "is unfinished: resuming")
-        return Run(
-            output, stage, dict(config), dict(inputs), "finished" if finished else "resumed", found.get("counts", {})
+            found = _found(output)  # that of a worker who was faster, or who came at the same time where both may write
+            if found is None:
+                raise UserError(f"{output}: another process empties it; start again when that has ended")
+            if made and found["determined"] == determined:
+                return run("fresh", {})
+    _refuse_another(output, found, determined)
+    finished = "counts" in found
+    log.info("%s: %s %s", stage, output, "is complete" if finished else "is unfinished: resuming")
+    return run("finished" if finished else "resumed", found.get("counts", {}))
+
+
+@contextlib.contextmanager
+def at_work(run: Run) -> Iterator[None]:
+    """While the block runs, `begin` with `overwrite` is refused to every process that sees this one's locks.
+
+    Locks of a directory are seen by processes of the same host. On other hosts `verify` finds the harm.
+
+    Raises:
+        UserError: the run has been replaced since it began.
+    """
+    with claims.present(run.output):
+        verify(run)
+        yield
+
+
+def verify(run: Run) -> None:
+    """Costs one small read, so that a worker may do it before each file that it commits.
+
+    Raises:
+        UserError: the directory no longer holds this run: somebody replaced it (--overwrite) after this one began.
+    """
+    found = _read_if_there(run.path(RUN))
+    if found is None or found["determined"] != run.determined:
+        raise UserError(
+            f"{run.output}: another run has replaced this one (--overwrite) or removed it; choose another --output"
         )
-    left = [name for name in storage.list_dir(output) if name != LOG]
-    if left and not overwrite:
-        raise UserError(f"{output}: not empty and not a run of ours ({left[0]} ...); choose another --output")
-    if left:
-        _remove_run(output, known=found is not None)
-    _make_directory(output)
-    storage.write_json(storage.join(output, RUN), {"schema_version": SCHEMA_VERSION, "determined": determined})
-    return Run(output, stage, dict(config), dict(inputs), "fresh", {})
 
 
 def finish(run: Run, counts: Mapping[str, Any]) -> None:
-    """Writes the manifest: from here on the directory is a finished artifact. Only the primary process does."""
+    """Writes the manifest: from here on the directory is a finished artifact. Only the primary process does.
+
+    Temporary files that killed writers left directly in the directory are removed.
+
+    Raises:
+        UserError: another run has replaced this one.
+    """
     if not run.primary:
         return
+    verify(run)
+    storage.remove_temporaries(run.output)
     document = storage.read_json(run.path(RUN))
     document |= {
         "stage": run.stage,
@@ -208,6 +262,24 @@ def git_revision() -> str | None:
     return answer.stdout.strip() or None
 
 
+def _found(output: str) -> dict[str, Any] | None:
+    """The manifest of a finished run, else the fingerprint of an unfinished one, else None."""
+    return _read_if_there(storage.join(output, MANIFEST)) or _read_if_there(storage.join(output, RUN))
+
+
+def _unborn(name: str) -> bool:
+    """True for a `run.json` that a worker has not finished to write: it may be the first file of a directory."""
+    return name.startswith(RUN) and storage.is_temporary(name)
+
+
+def _refuse_another(output: str, found: Mapping[str, Any], determined: Mapping[str, Any]) -> None:
+    if found["determined"] != determined or found["schema_version"] != SCHEMA_VERSION:
+        difference = "; ".join(_differences(found["determined"], determined)) or "written by another version"
+        raise UserError(
+            f"{output}: holds another run ({difference}); choose another --output, or --overwrite to replace it"
+        )
+
+
 def _read_if_there(path: str) -> dict[str, Any] | None:
     """The document at `path`, None where there is none or it is not one of ours."""
     if not storage.exists(path) or storage.is_dir(path):
@@ -262,10 +334,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _remove_run(output: str, *, known: bool) -> None:
-    """--overwrite removes what a run of ours left, never a directory that only happens to be named."""
-    if not known:
-        raise UserError(f"{output}: not empty and not a run of ours; --overwrite does not remove it, empty it by hand")
+def _remove_run(output: str) -> None:
+    """Removes a run of ours and everything beside it."""
     # Killed half-way, the directory is neither a finished artifact nor resumable, and still known as ours.
     document = {"schema_version": SCHEMA_VERSION, "determined": {"stage": "unknown", "being_replaced": True}}
     storage.write_json(storage.join(output, RUN), document)

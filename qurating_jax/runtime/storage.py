@@ -6,12 +6,14 @@ by one upload of the finished file elsewhere. `hf://owner/name[@revision]/path` 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +21,7 @@ from typing import IO, Any
 from qurating_jax.runtime.errors import UsageError, UserError
 
 _EDGE_BYTES = 1 << 16  # a large file is identified by its size and this much of both ends
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}$")
 _CONTENT_KEYS = ("blob_id", "md5Hash", "crc32c", "ETag", "etag")  # what hub, gs and s3 call a hash of the content
 
 
@@ -96,9 +99,10 @@ def open_read(path: str) -> IO[bytes]:
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
     """A seekable binary stream whose content stands at `path` only if the block ends without an exception.
 
-    Locally: a temporary file in the same directory, fsync, rename, fsync of the directory. Remotely: a local temporary
-    file, uploaded when the block has ended (a stream of the store's own would upload what it has when it is closed or
-    collected after an exception). Missing parent directories are made.
+    Locally: a temporary file in the same directory, fsync, rename, fsync of the directory; of several writers of one
+    path the last rename wins. Remotely: a local temporary file, uploaded when the block has ended (a stream of the
+    store's own would upload what it has when it is closed or collected after an exception). Missing parent directories
+    are made.
 
     Raises:
         UserError: the place cannot be written.
@@ -110,18 +114,62 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
             copy.flush()
             filesystem.put_file(copy.name, name)
         return
-    # Process and thread in the name: two writers of one path never share a temporary file, the last rename wins.
-    temporary = f"{path}.tmp-{os.getpid()}-{threading.get_ident()}"
-    try:
-        with _create(temporary, path) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+    with _temporary(path) as (temporary, stream):
+        yield stream
+        _sync(stream)
         os.replace(temporary, path)
         _sync_directory(os.path.dirname(path) or ".")
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; never there where its directory cannot be
-            os.unlink(temporary)
+
+
+def create_json(path: str, value: Any) -> bool:
+    """Writes a JSON file, whole at once, where nothing stands at `path`; of several writers at a time one gets True.
+
+    On an object store, and on a disk without hard links, two that start within the same moment may both get True (the
+    last one's file stands): read it back.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    content = _json_text(value).encode()
+    if is_remote(path):
+        if exists(path):
+            return False
+        write_json(path, value)
+        return True
+    with _temporary(path) as (temporary, stream):
+        stream.write(content)
+        _sync(stream)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a filesystem without hard links
+            if os.path.exists(path):
+                return False
+            os.replace(temporary, path)
+        _sync_directory(os.path.dirname(path) or ".")
+    return True
+
+
+def is_temporary(name: str) -> bool:
+    """True for the names that unfinished files have while they are written here."""
+    return _TEMPORARY.search(name) is not None
+
+
+def remove_temporaries(directory: str) -> list[str]:
+    """Removes what killed writers left directly inside a local directory; returns the names.
+
+    A file that a living process writes, on this host or another, is locked and stays. Where the filesystem has no
+    locks nothing is removed.
+    """
+    removed = []
+    for name in [] if is_remote(directory) else filter(is_temporary, list_dir(directory)):
+        path = join(directory, name)
+        with contextlib.suppress(OSError), open(path, "rb+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+            removed.append(name)
+    return removed
 
 
 def write_text(path: str, text: str) -> None:
@@ -132,7 +180,7 @@ def write_text(path: str, text: str) -> None:
 
 def write_json(path: str, value: Any) -> None:
     """Writes indented JSON with sorted keys atomically; NaN and infinity are refused (`ValueError`)."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, _json_text(value))
 
 
 def read_text(path: str) -> str:
@@ -261,12 +309,42 @@ def _hub_dataset(path: str) -> str:
     return f"hf://datasets/{name}"
 
 
-def _create(temporary: str, path: str) -> IO[bytes]:
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+@contextlib.contextmanager
+def _temporary(path: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """A new file beside `path` and its name; what still has the name when the block ends is removed."""
+    temporary, stream = _create(path)
+    try:
+        with stream:
+            yield temporary, stream
+    finally:
+        with contextlib.suppress(OSError):  # gone after the rename
+            os.unlink(temporary)
+
+
+def _create(path: str) -> tuple[str, IO[bytes]]:
+    """Opens a temporary file and locks it for as long as it is open (see `remove_temporaries`)."""
     try:
         make_dirs(os.path.dirname(path) or ".")
-        return open(temporary, "wb")
+        while True:
+            # Random, because two hosts or two containers can share process and thread numbers.
+            temporary = f"{path}.tmp-{secrets.token_hex(8)}"
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with contextlib.suppress(OSError):  # a filesystem without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return temporary, os.fdopen(descriptor, "wb")
+            os.close(descriptor)  # taken for a killed writer's between its creation and its lock
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _sync(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _sync_directory(path: str) -> None:
