@@ -1,6 +1,12 @@
+import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -193,6 +199,201 @@ def test_equal_runs_leave_equal_files(tmp_path, monkeypatch):
         finished("out")
     for name in ("manifest.json", "run.json", "config.yaml"):
         assert (tmp_path / "a/out" / name).read_bytes() == (tmp_path / "b/out" / name).read_bytes()
+
+
+# ---- several workers
+
+
+# Each round is a fresh directory that all processes begin at once; who is in writes what a worker writes.
+STARTERS = """
+import os, pathlib, sys
+from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime.claims import Claims
+from qurating_jax.runtime.errors import UserError
+from qurating_jax.stage import StageConfig, open_run
+
+root, number, workers, rounds = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:5])
+seed = number if sys.argv[5] == "different" else 0
+for turn in range(rounds):
+    output = str(root / f"out-{turn}")
+    (root / f"ready-{turn}-{number}").touch()
+    while not all(os.path.exists(root / f"ready-{turn}-{other}") for other in range(workers)):
+        pass
+    try:
+        with open_run(StageConfig(output=output, seed=seed), "annotate", {}) as run, Claims(output).take("part") as mine:
+            storage.write_json(run.path("parts.json"), ["part"])
+            if mine:
+                storage.write_text(run.path("part-00000.jsonl"), "{}")
+            print(turn, run.state, flush=True)
+    except UserError as error:
+        print(turn, error, flush=True)
+"""
+
+
+def start_together(root, rounds, kind, workers=3):
+    """What each of the workers says in each round."""
+    root.mkdir()
+    commands = [[sys.executable, "-c", STARTERS, root, number, workers, rounds, kind] for number in range(workers)]
+    running = [
+        subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    answers = [process.communicate(timeout=60) for process in running]
+    assert [errors for _, errors in answers] == [""] * workers
+    said = [dict(line.split(" ", 1) for line in lines.splitlines()) for lines, _ in answers]
+    return [[words[str(turn)] for words in said] for turn in range(rounds)]
+
+
+def test_workers_that_start_together_all_get_in(tmp_path):
+    for said in start_together(tmp_path / "same", 60, "same"):
+        assert sorted(said) == ["fresh", "resumed", "resumed"]
+
+
+def test_of_different_runs_that_start_together_one_gets_in(tmp_path):
+    for said in start_together(tmp_path / "different", 60, "different"):
+        assert said.count("fresh") == 1
+        assert sum("holds another run (config.seed was " in words for words in said) == 2
+
+
+@contextlib.contextmanager
+def once_before(monkeypatch, name, act):
+    """Runs `act` before the first call of a function of `storage`."""
+    original, done = getattr(storage, name), []
+
+    def called(*arguments):
+        if not done:
+            done.append(True)
+            act()
+        return original(*arguments)
+
+    monkeypatch.setattr(storage, name, called)
+    yield
+    assert done
+    monkeypatch.setattr(storage, name, original)
+
+
+# In order of time: the other begins before this one lists, after it listed, after it read, before it writes.
+@pytest.mark.parametrize("moment", ["list_dir", "exists", "make_dirs", "create_json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_worker_that_begins_while_another_does(tmp_path, monkeypatch, moment, overwrite):
+    output = tmp_path / "out"
+    with contextlib.ExitStack() as stack:
+
+        def other_begins():
+            run = stack.enter_context(open_run(Config(output=str(output)), "select", INPUTS))
+            assert run.state == "fresh"
+            (output / "claims").mkdir()
+            storage.write_text(run.path("parts.json"), "[]")
+            (output / "part-00000.parquet.tmp-0123456789abcdef").write_text("half")
+
+        with once_before(monkeypatch, moment, other_begins):
+            if overwrite and moment in ("list_dir", "exists"):
+                with pytest.raises(UserError, match="another process is at work here"):
+                    claim(output, overwrite=True)
+            else:
+                assert claim(output, overwrite=overwrite).state == "resumed"
+    assert (output / "parts.json").exists()
+    with (
+        once_before(monkeypatch, moment, lambda: None),
+        pytest.raises(UserError, match=r"budget_tokens was 10, now 20"),
+    ):
+        claim(output, budget_tokens=20)
+
+
+def test_what_a_starter_left_that_was_killed_is_no_foreign_file(tmp_path):
+    (tmp_path / "run.json.tmp-0123456789abcdef").write_text('{"half')
+    assert claim(tmp_path).state == "fresh"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/part.tmp-0123456789abcdef").write_text("")
+    with pytest.raises(UserError, match="not empty and not a run of ours"):
+        claim(tmp_path / "other")
+
+
+def test_a_later_worker_resumes_and_the_last_finds_all_done(tmp_path):
+    output = str(tmp_path / "out")
+    with (
+        open_run(Config(output=output), "select", INPUTS) as first,
+        open_run(Config(output=output), "select", INPUTS) as second,
+    ):
+        assert (first.state, second.state) == ("fresh", "resumed")
+        manifest.finish(second, {"num_documents": 3})
+        manifest.finish(first, {"num_documents": 3})
+    assert claim(output).state == "finished"
+
+
+def test_a_run_at_work_is_not_overwritten(tmp_path):
+    output = str(tmp_path / "out")
+    for options in ({}, {"budget_tokens": 20}):
+        with open_run(Config(output=output, **options), "select", INPUTS) as run:
+            storage.write_text(run.path("part-00000.jsonl"), "{}")
+            with pytest.raises(UserError, match="another process is at work here; --overwrite would take its files"):
+                claim(output, budget_tokens=20, overwrite=True)
+            manifest.verify(run)
+            assert os.path.exists(run.path("part-00000.jsonl"))
+        assert claim(output, budget_tokens=20, overwrite=True).state == "fresh"
+
+
+def test_a_run_that_was_replaced_does_not_finish(tmp_path, monkeypatch):
+    """On another host, whose locks are not seen: the worker that lost its directory finds out by itself."""
+
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    output = str(tmp_path / "out")
+    with open_run(Config(output=output), "select", INPUTS) as run:
+        manifest.verify(run)
+        assert claim(output, budget_tokens=20, overwrite=True).state == "fresh"
+        for late in (manifest.verify, lambda run: manifest.finish(run, {})):
+            with pytest.raises(UserError, match="another run has replaced this one"):
+                late(run)
+    assert not os.path.exists(run.path("manifest.json"))
+    assert claim(output, budget_tokens=20).state == "resumed"
+    storage.remove_tree(output)
+    with pytest.raises(UserError, match="another run has replaced this one"), manifest.at_work(run):
+        pass
+
+
+def test_a_run_that_is_replaced_between_its_start_and_its_work_does_not_work(tmp_path):
+    output = str(tmp_path / "out")
+    run = claim(output)
+    claim(output, budget_tokens=20, overwrite=True)
+    with pytest.raises(UserError, match="another run has replaced this one"), manifest.at_work(run):
+        pass
+
+
+def test_a_disk_without_hard_links(tmp_path, monkeypatch):
+    def link(source, target):
+        raise PermissionError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", link)
+    assert [claim(tmp_path / "out").state for _ in range(2)] == ["fresh", "resumed"]
+    assert storage.create_json(str(tmp_path / "out/run.json"), {}) is False
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.yaml", "log.txt", "run.json"]
+
+
+def test_a_finished_run_holds_nothing_of_killed_writers_and_all_of_living_ones(tmp_path):
+    run = claim(tmp_path / "out")
+    code = """
+import os, signal, sys
+from qurating_jax.runtime import storage
+with storage.atomic_write(sys.argv[1]) as stream:
+    stream.write(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, run.path("part-00000.jsonl")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = [name for name in os.listdir(run.output) if ".tmp-" in name]
+    assert len(left) == 1
+    for foreign in ("notes.tmp-1", "x.tmp-0123456789abcdef.bak"):
+        (tmp_path / "out" / foreign).write_text("")
+    with storage.atomic_write(run.path("part-00001.jsonl")) as stream:
+        stream.write(b"{}")
+        manifest.finish(run, {})
+    assert sorted(os.listdir(run.output)) == [
+        "config.yaml", "log.txt", "manifest.json", "notes.tmp-1", "part-00001.jsonl", "run.json",
+        "x.tmp-0123456789abcdef.bak",
+    ]  # fmt: skip
 
 
 # ---- input digests
