@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -128,6 +129,43 @@ def test_writers_of_one_path_do_not_mix(tmp_path):
         thread.join()
     assert Path(path).read_bytes() in (b"a" * 2000, b"b" * 2000)
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_hosts_that_share_process_and_thread_numbers_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(threading, "get_ident", lambda: 1)
+    path = str(tmp_path / "x")
+    with storage.atomic_write(path) as first:
+        first.write(b"first")
+        with storage.atomic_write(path) as second:
+            second.write(b"second")
+            assert len(set(filter(storage.is_temporary, os.listdir(tmp_path)))) == 2
+        assert Path(path).read_bytes() == b"second"
+    assert Path(path).read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_temporary_file_that_is_removed_before_its_lock_is_made_anew(tmp_path, monkeypatch):
+    flock, taken = fcntl.flock, []
+
+    def slow(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        taken.extend(storage.remove_temporaries(str(tmp_path)))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    put(str(tmp_path / "x"), b"content")
+    assert len(taken) == 1
+    assert os.listdir(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"content"
+
+
+def test_create_json(root):
+    path = storage.join(root, "x.json")
+    assert storage.create_json(path, {"a": 1}) is True
+    assert storage.create_json(path, {"a": 2}) is False
+    assert storage.read_json(path) == {"a": 1}
+    assert storage.list_dir(root) == ["x.json"]
 
 
 def test_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
