@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -40,7 +40,7 @@ def read_jsonl(file: str, rejects: Rejects) -> Iterator[tuple[int, dict[str, Any
             yield number, row
 
 
-def read_lines(file: str) -> Iterator[tuple[int, bytes, bool]]:
+def read_lines(file: str) -> Generator[tuple[int, bytes, bool]]:
     """Streams the lines that are not blank: (line number from 1, line, whether it is too long, then only its start).
 
     Raises:
@@ -61,6 +61,31 @@ def read_lines(file: str) -> Iterator[tuple[int, bytes, bool]]:
                 line = line.removeprefix(_BYTE_ORDER_MARK)
             if line and (too_long or not line.isspace()):
                 yield number, line, too_long
+
+
+class JsonlFile:
+    """One open file (`close` it) whose rows are read, without parsing them, in ascending ranges or from the start."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._lines = read_lines(file)
+        self._position = 0  # row that the next line holds
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[int, bytes, bool]]:
+        """What `read_lines` gives of the rows from `start` to `stop`; fewer where the file ends before."""
+        if start < self._position:
+            self._lines.close()
+            self._lines, self._position = read_lines(self.file), 0
+        for line in self._lines:
+            self._position += 1
+            if self._position > start:
+                yield line
+            if self._position >= stop:
+                return
 
 
 def row_sizes(file: str) -> Iterator[NDArray[np.int32]]:

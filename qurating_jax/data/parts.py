@@ -50,6 +50,10 @@ class Parts:
             raise IndexError(f"part {number} of {len(self)}")
         return self.bounds[number], self.bounds[number + 1]
 
+    def share(self, place: int, number: int) -> range:
+        """The parts of the share `place` of `number` equal ones, consecutive."""
+        return range(len(self) * place // number, len(self) * (place + 1) // number)
+
     def to_json(self) -> dict[str, list[int]]:
         """Plain values that `from_json` takes back."""
         return {"rows": list(self.rows), "bounds": list(self.bounds)}
@@ -77,6 +81,14 @@ class Parts:
         ):
             raise UserError(f"{where}: not a list of parts (`bounds` do not ascend from 0 to the sum of `rows`)")
         return cls(tuple(rows), tuple(bounds))
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`i/n`, the share i of n, i from 0; the empty text is all there is. Raises `ValueError` on anything else."""
+    place, _, number = (text or "0/1").partition("/")
+    if not (place.isdecimal() and number.isdecimal() and int(place) < int(number)):
+        raise ValueError(f"{text} is not i/n with i from 0 to n - 1, as in 0/8")
+    return int(place), int(number)
 
 
 def cut_parts(
@@ -109,13 +121,17 @@ def cut_parts(
 
 
 class Cutter:
-    """Cuts a stream of rows, known by their sizes alone, into parts as long as the bounds allow."""
+    """Cuts a stream of rows, known by their sizes alone, into parts as long as the bounds allow.
+
+    Attributes:
+        starts: row numbers where parts begin so far.
+    """
 
     def __init__(self, *, max_rows: int, max_bytes: int) -> None:
         if min(max_rows, max_bytes) < 1:
             raise ValueError(f"a part has at least one row and one byte, not {max_rows} and {max_bytes}")
         self._max_rows, self._max_bytes = max_rows, max_bytes
-        self._starts = [0]
+        self.starts = [0]
         self._num_rows = 0
         self._open_bytes = 0  # of the part that begins at the last start
 
@@ -124,7 +140,7 @@ class Cutter:
         ends = np.cumsum(sizes, dtype=np.int64)
         begin, before = 0, 0  # rows of this block that have their part, and their bytes
         while begin < len(ends):
-            open_rows = self._num_rows + begin - self._starts[-1]
+            open_rows = self._num_rows + begin - self.starts[-1]
             fitting = np.searchsorted(ends, before + self._max_bytes - self._open_bytes, side="right")
             stop = min(begin + self._max_rows - open_rows, int(fitting))
             if stop <= begin and not open_rows:
@@ -133,13 +149,13 @@ class Cutter:
                 self._open_bytes += int(ends[stop - 1]) - before
                 begin, before = stop, int(ends[stop - 1])
             if begin < len(ends):
-                self._starts.append(self._num_rows + begin)
+                self.starts.append(self._num_rows + begin)
                 self._open_bytes = 0
         self._num_rows += len(ends)
 
     def bounds(self) -> tuple[int, ...]:
         """Where parts begin, and the number of rows."""
-        return (*self._starts, self._num_rows) if self._num_rows else (0,)
+        return (*self.starts, self._num_rows) if self._num_rows else (0,)
 
 
 def _sizes_of_files(files: Sequence[str], on_rows: Callable[[int], None]) -> Iterator[list[NDArray[np.integer]]]:

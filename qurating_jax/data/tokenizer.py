@@ -9,10 +9,13 @@ with `add_special_tokens=False`. Two consequences, both on purpose:
   texts that begin with a space) has no say. `save` names the class that reads the file.
 """
 
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,12 @@ from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 log = logging.getLogger(__name__)
 
 EOS_TOKEN = "<|endoftext|>"
+_BATCH_CHARACTERS = 1 << 20
 
 _FILE = "tokenizer.json"
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
@@ -78,11 +82,43 @@ class TextTokenizer:
         Raises:
             ValueError: a text is not a string of Unicode characters (a lone surrogate).
         """
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in self._encode(list(texts))]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of all texts, one after another: what `encode` gives, in memory close to that of its result.
+
+        `tokenizers` takes about 100 bytes for a token until its encoding is dropped, so texts are encoded about 1 MB at
+        a time. A thread encodes while this one makes arrays of what was encoded before.
+
+        Args:
+            texts: n texts.
+
+        Returns:
+            int32 ids [N], and int64 offsets [n + 1]: text i has ids `offsets[i]` to `offsets[i + 1]`.
+
+        Raises:
+            ValueError: a text is not a string of Unicode characters (a lone surrogate).
+        """
+        values, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+            running: deque[Future[list[Encoding]]] = deque()
+            first = 0
+            for batch in itertools.chain(_batches(texts), [None]):
+                if batch is not None:
+                    running.append(thread.submit(self._encode, batch, first))
+                    first += len(batch)
+                while len(running) > (0 if batch is None else 1):
+                    encodings = running.popleft().result()
+                    values += [np.array(encoding.ids, np.int32) for encoding in encodings]
+                    lengths.append(np.array([len(encoding) for encoding in encodings], np.int64))
+                    del encodings
+        return np.concatenate(values), np.cumsum(np.concatenate(lengths))
+
+    def _encode(self, texts: list[str], first: int = 0) -> "list[Encoding]":
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
-            raise ValueError(_what_is_wrong(texts)) from None
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+            raise ValueError(_what_is_wrong(texts, first)) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens written out."""
@@ -251,8 +287,22 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _what_is_wrong(texts: Sequence[Any]) -> str:
-    for index, text in enumerate(texts):
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Consecutive texts of about `_BATCH_CHARACTERS` together."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text) if isinstance(text, str) else 0
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _what_is_wrong(texts: Sequence[Any], first: int) -> str:
+    for index, text in enumerate(texts, first):
         if not isinstance(text, str):
             return f"text {index} is a {type(text).__name__}, not a string"
         found = re.search("[\ud800-\udfff]", text)

@@ -84,6 +84,10 @@ class TokenRows:
         self._tokens, self._segments = (_open(storage.join(directory, name)) for name in _ARRAYS)
         self.num_rows, self.sequence_tokens = (int(size) for size in self._tokens.shape)
 
+    def read_tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens of consecutive rows, int32 [stop - start, T]."""
+        return self._tokens[start:stop].read().result()
+
     def fetch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Rows (int64 [n]) as `tokens`, `segment_ids`, `positions`, each int32 [n, T]."""
         reads = [store[rows, :].read() for store in (self._tokens, self._segments)]
