@@ -60,7 +60,10 @@ def list_dir(path: str) -> list[str]:
         if not filesystem.isdir(name):
             return []
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
-    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def make_dirs(path: str) -> None:
