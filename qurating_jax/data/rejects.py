@@ -62,6 +62,6 @@ def naming(file: str, where: str) -> Iterator[None]:
     """Turns a reader's failure into an error that names the file."""
     try:
         yield
-    except (OSError, pa.ArrowException, UnicodeError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, pa.ArrowException, UnicodeError, MemoryError) as error:  # a damaged length asks for petabytes
+        reason = " ".join(str(error).split()) or "it asks for more memory than there is"
         raise UserError(f"{file}: truncated, corrupt or not what its name says, {where} ({reason})") from None
