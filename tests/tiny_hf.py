@@ -1,6 +1,7 @@
 """A tiny rater and a tiny language model as Hugging Face directories, with a tokenizer made on the spot."""
 
 import jax
+import numpy as np
 import tokenizers
 
 from qurating_jax.data.tokenizer import load_tokenizer
@@ -17,6 +18,19 @@ TEXTS = [
     "🙂 naïve café\u2028" * 4,
 ]
 CRITERIA = ("educational_value", "writing_style", "required_expertise")
+
+
+def flat(windows):
+    """Token windows as a scorer takes them: values, starts, sizes."""
+    sizes = np.array([len(window) for window in windows], np.int64)
+    return np.concatenate([np.zeros(0, np.int32), *windows]).astype(np.int32), np.cumsum(sizes) - sizes, sizes
+
+
+def by_document(ratings):
+    """Sizes and scores of each document's windows."""
+    windows = ratings.windows
+    cuts = np.searchsorted(windows.documents, np.arange(1, windows.num_documents))
+    return np.split(windows.sizes, cuts), np.split(ratings.scores, cuts)
 
 
 def make_tokenizer(directory):

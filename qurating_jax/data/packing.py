@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 # Row lengths and class lengths are multiples of it: vector registers and matrix tiles are not half filled.
 _MULTIPLE = 16
 _MAX_CANDIDATES = 256
-_WORTH = 0.003
 
 
 def deal(sizes: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
@@ -34,18 +33,18 @@ def deal(sizes: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
     return np.swapaxes(rounds, -1, -2)
 
 
-def choose_lengths(needed: NDArray[np.int64], max_shapes: int) -> NDArray[np.int64]:
+def choose_lengths(needed: NDArray[np.int64], max_shapes: int, *, worth: float = 0.003) -> NDArray[np.int64]:
     """The row lengths that waste the fewest tokens on rows that need `needed` [n] tokens, increasing.
 
-    At most `max_shapes`, and no more than pay: each is one more program to compile, so it must save `_WORTH` of the
-    tokens.
+    At most `max_shapes`, and no more than pay: each is one more program to compile, so it must save a share of `worth`
+    of the tokens.
     """
     values, counts = np.unique(_round_up(needed), return_counts=True)
     best, least = values[-1:], float(values[-1] * counts.sum())
     for num_shapes in range(2, max_shapes + 1):
         tops = _cheapest_parts(values, counts, lambda top: top.astype(np.float64), num_shapes)
         total = float(np.diff(np.cumsum(counts)[tops], prepend=0) @ values[tops])
-        if least - total < _WORTH * least:
+        if least - total < worth * least:
             break
         best, least = values[tops], total
     return best

@@ -3,23 +3,33 @@
 import numpy as np
 
 
-def window_spans(lengths: np.ndarray, window_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def window_spans(
+    lengths: np.ndarray, window_tokens: int, max_windows: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Consecutive windows of every document.
 
     Args:
         lengths: int [n], tokens of each document; 0 has no window.
         window_tokens: most tokens of a window; only a document's last window is shorter.
+        max_windows: of a document that has more, so many are kept: the first, the last, and evenly spaced ones between
+            them (the first alone where it is 1); None: all.
 
     Returns:
         Three int64 [m] arrays, windows in document order: document index, first token, number of tokens.
     """
     if window_tokens < 1:
         raise ValueError(f"window_tokens is {window_tokens}; it must be at least 1")
+    if max_windows is not None and max_windows < 1:
+        raise ValueError(f"max_windows is {max_windows}; it must be at least 1")
     lengths = np.asarray(lengths, np.int64)
     num_windows = -(-lengths // window_tokens)
-    documents = np.repeat(np.arange(len(lengths)), num_windows)
-    first_window = np.cumsum(num_windows) - num_windows
-    starts = (np.arange(len(documents)) - first_window[documents]) * window_tokens
+    num_kept = num_windows if max_windows is None else np.minimum(num_windows, max_windows)
+    documents = np.repeat(np.arange(len(lengths)), num_kept)
+    place = np.arange(len(documents)) - (np.cumsum(num_kept) - num_kept)[documents]
+    if max_windows is not None:
+        gaps = np.maximum(num_kept - 1, 1)[documents]
+        place = (2 * place * (num_windows - 1)[documents] + gaps) // (2 * gaps)  # rounded to the nearest window
+    starts = place * window_tokens
     return documents, starts, np.minimum(window_tokens, lengths[documents] - starts)
 
 
@@ -42,3 +52,15 @@ def weighted_means(values: np.ndarray, weights: np.ndarray, documents: np.ndarra
     )
     with np.errstate(invalid="ignore"):
         return sums / totals[:, None]
+
+
+def first_windows(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The documents that have windows, and the place of each one's first window.
+
+    Args:
+        documents: int [m], the document of each window, increasing.
+
+    Returns:
+        Two int64 [k] arrays. `np.maximum.reduceat(values, places)` is each document's highest score.
+    """
+    return np.unique(documents, return_index=True)

@@ -1,21 +1,28 @@
-"""Rate documents: every window of at most 512 tokens is scored, a document's rating is the token-weighted mean."""
+"""Rate documents: every window of at most 512 tokens is scored, a document's rating is the token-weighted mean.
+
+The input is cut into parts. Workers claim, rate and commit them one by one, so any number of processes may run the same
+command on one output directory; whoever commits the last part finishes the run.
+"""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from qurating_jax.config import option
 from qurating_jax.models.config import ComputeConfig
-from qurating_jax.parallel.options import MeshShape
-from qurating_jax.runtime import manifest, storage
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.parallel.options import Distributed, MeshShape
+from qurating_jax.runtime import manifest
+from qurating_jax.runtime.errors import Unresolved, UserError
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
-    from qurating_jax.data.documents import Document
-    from qurating_jax.scoring.rater import Rater
+    from qurating_jax.runtime.claims import Claims
+    from qurating_jax.scoring.annotator import Layout
+    from qurating_jax.scoring.model_set import ModelSet
+    from qurating_jax.scoring.part_files import Plan
+    from qurating_jax.scoring.part_rater import PartRater
+    from qurating_jax.scoring.part_source import AnnotationInput
 
 log = logging.getLogger(__name__)
 
@@ -24,167 +31,220 @@ log = logging.getLogger(__name__)
 class Config(StageConfig):
     """Options of `qurating annotate`."""
 
-    input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids", runtime=True)
-    rater: str = option("", "rater: output of train-rater or combine-raters, directory or hub id", runtime=True)
+    input: tuple[str, ...] = option(
+        (), "documents (files, globs, directories, hf:// ids), or one output of tokenize", runtime=True
+    )
+    rater: tuple[str, ...] = option(
+        (), "raters: PATH or NAME=PATH; outputs of stages, directories, hub ids", runtime=True
+    )
+    language_model: tuple[str, ...] = option((), "language models, for log-likelihood: PATH or NAME=PATH", runtime=True)
     revision: str | None = option(None, "revision of a hub id")
-    tokenizer: str | None = option(None, "tokenizer, where the rater's directory has none", runtime=True)
-    criteria: tuple[str, ...] = option((), "names of the rater's scores, in order; none: the labels in its config")
+    tokenizer: str | None = option(None, "tokenizer, where the models' directories have none", runtime=True)
+    criteria: tuple[str, ...] = option((), "names of a rater's scores, in order; none: the labels in its config")
     text_field: str = option("text", "field of the text; dots reach nested fields")
     id_field: str = option("id", "field of the document id; without it the id is a hash of the text")
-    on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: stop, or count and skip")
+    tokens_field: str | None = option(None, "field of token ids, to rate them instead of the text")
+    tokens_tokenizer: str | None = option(
+        None, "tokenizer that made the token ids; it must be the rater's", runtime=True
+    )
+    on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: an error, or count and skip")
     window_tokens: int = option(512, "longest window")
+    max_windows: int | None = option(None, "of a longer document only so many windows, evenly spaced; null: all")
+    aggregates: tuple[Literal["max", "min", "first"], ...] = option((), "further ratings of a document beside the mean")
+    write: Literal["columns", "sidecar"] = option(
+        "columns", "the documents with their ratings, or ids and ratings alone"
+    )
+    column_prefix: str = option("", "in front of every column that is added")
     rows_per_part: int = option(10_000, "documents per output file; a killed run resumes at the next file")
-    batch_tokens: int = option(32_768, "tokens per batch over all devices", runtime=True)
+    bytes_per_part: int = option(64 << 20, "bytes of text per output file at most; memory holds a few times as much")
+    num_shapes: int = option(8, "most static shapes of batches, chosen from the windows' lengths")
+    batch_tokens: int | None = option(None, "tokens per batch over all devices; null: what suits them", runtime=True)
+    shard: str = option("", "i/n: only the i-th of n equal shares of the parts, i from 0", runtime=True)
+    finish: bool = option(False, "rate nothing; check that every part is there and write the manifest", runtime=True)
+    executor: Literal["local", "ray"] = option("local", "this process, or workers of a Ray cluster", runtime=True)
     mesh: MeshShape = MeshShape()
     compute: ComputeConfig = ComputeConfig()
+    distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
-        if min(self.window_tokens, self.rows_per_part, self.batch_tokens) < 1:
-            raise ValueError("window_tokens, rows_per_part and batch_tokens must be at least 1")
+        names = ("window_tokens", "max_windows", "rows_per_part", "bytes_per_part", "num_shapes", "batch_tokens")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.shard and self.distributed.mode != "none":
+            raise ValueError("--shard and --distributed.mode both say which parts are this process's; give one")
+        if (self.tokens_field is None) != (self.tokens_tokenizer is None):
+            raise ValueError("--tokens_field and --tokens_tokenizer go together: ids of unknown origin are not rated")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Writes `part-00000.parquet` ...: the source's columns and the ratings, rows in input order."""
-    from qurating_jax.data import documents
-    from qurating_jax.data.document_counts import count_documents
-    from qurating_jax.scoring.rater import inspect
+    from qurating_jax.scoring.part_files import shared_plan
 
-    require(config, "input", "rater")
-    files = documents.find_files(config.input)
-    rater = inspect(
-        manifest.exported(config.rater, *manifest.RATER_STAGES),
+    require(config, "input")
+    shard = _join(config)
+    models, source = _models(config), _input(config)
+    layout, files = _layout(config, models), source.find_files()
+    added = [*layout.names(), config.column_prefix + "index"] if config.write == "columns" else []
+    source.check(files, models, added)
+    if config.dry_run:
+        print(f"would rate the documents of {len(files)} file(s) into {config.output}: {', '.join(layout.names())}")
+        return {"files": len(files), "columns": layout.names()}
+
+    with open_run(config, "annotate", {"documents": source.digest(files), **models.digests()}) as run:
+        if run.state == "finished":
+            return run.counts
+        plan = shared_plan(config.output, lambda: _make_plan(config, models, source, files), _claims(config))
+        failures: dict[int, UserError] = {}
+        if not config.finish:
+            rate = _rate_on_ray if config.executor == "ray" else _rate_here
+            failures = rate(config, plan, plan.parts.share(*shard))
+        return _finish(run, plan, models, failures, must_be_complete=config.finish)
+
+
+def _join(config: Config) -> tuple[int, int]:
+    """Which share of the parts is this process's: (i, n), from --shard or from its number among the processes."""
+    from qurating_jax.data.parts import parse_share
+
+    if config.distributed.mode == "none":
+        return parse_share(config.shard)
+    from qurating_jax.parallel import distributed
+
+    distributed.initialize(config.distributed)
+    return distributed.process_index(), distributed.process_count()
+
+
+def _models(config: Config) -> "ModelSet":
+    from qurating_jax.scoring.model_set import find_models
+
+    return find_models(
+        config.rater,
+        config.language_model,
         revision=config.revision,
         criteria=config.criteria,
         tokenizer=config.tokenizer,
         window_tokens=config.window_tokens,
     )
-    directory, criteria = rater.directory, rater.criteria
-    inputs = {
-        "documents": manifest.input_digest(config.input, files),
-        "rater": manifest.input_digest([directory], storage.expand([directory], (".json", ".safetensors"))),
-        "tokenizer": rater.tokenizer,
-    }
-    if config.dry_run:
-        print(f"would rate the documents of {len(files)} file(s) on {', '.join(criteria)} into {config.output}")
-        return {"files": len(files), "criteria": list(criteria)}
-
-    with open_run(config, "annotate", inputs) as run:
-        if run.state == "finished":
-            return run.counts
-        rejects = documents.Rejects(run.path("rejected.jsonl"), config.on_bad_row)
-        with rejects:
-            source = documents.read_documents(
-                files, text_field=config.text_field, id_field=config.id_field, rejects=rejects
-            )
-            counts = _annotate(config, directory, criteria, source, count_documents(files), run.output)
-        counts |= {"rejected": rejects.count, "criteria": list(criteria)}
-        manifest.finish(run, counts)
-        return counts
 
 
-def _annotate(
-    config: Config,
-    directory: str,
-    criteria: tuple[str, ...],
-    source: "Iterable[Document]",
-    total: int | None,
-    output: str,
-) -> dict[str, Any]:
-    """Rates part by part; a part that stands is complete (it was renamed into place) and is not done again."""
-    from qurating_jax.data.document_writers import write_table
-    from qurating_jax.runtime.progress import progress
+def _input(config: Config) -> "AnnotationInput":
+    from qurating_jax.scoring.part_source import AnnotationInput
 
-    rater: Rater | None = None  # loaded when the first missing part needs it
-    totals = {"documents": 0, "tokens": 0, "unrated": 0, "parts": 0}
-    with progress("annotate", total, "documents") as advance:
-        for number, part in enumerate(_parts(source, config.rows_per_part)):
-            path = storage.join(output, f"part-{number:05d}.parquet")
-            if storage.exists(path):
-                advance(len(part))
-            else:
-                rater = rater or _load_rater(config, directory, criteria)
-                write_table(path, rate_part(rater, part, path, first_index=totals["documents"], on_done=advance))
-            lengths = _lengths(path)
-            if len(lengths) != len(part):
-                raise UserError(f"{path}: holds {len(lengths)} documents, not {len(part)}; remove it and run again")
-            totals["documents"] += len(part)
-            totals["tokens"] += int(lengths.sum())
-            totals["unrated"] += int((lengths == 0).sum())
-            totals["parts"] += 1
-    if not totals["documents"]:
-        raise UserError("no documents in the input; nothing was rated")
-    log.info(
-        "annotate: %d documents, %d tokens, %d without text (rating null)",
-        totals["documents"], totals["tokens"], totals["unrated"],
-    )  # fmt: skip
-    return totals
-
-
-def rate_part(
-    rater: "Rater", part: "list[Document]", path: str, *, first_index: int, on_done: "Callable[[int], None]"
-) -> Any:
-    """One part as a pyarrow table: the source's columns, then `index`, `length`, `chunk_lengths` and the ratings.
-
-    Columns and types follow the part's own rows, so that one odd row late in the corpus spoils no earlier part.
-
-    Raises:
-        UserError: the source already has a column of that name, or values that one column cannot hold.
-    """
-    import numpy as np
-    import pyarrow as pa
-
-    from qurating_jax.data.document_writers import table_of_rows
-
-    table = table_of_rows(path, [{"id": document.id} | document.row for document in part], {})
-    _refuse_clashes(table.column_names, rater.criteria)
-    ratings = rater.rate([document.text for document in part], on_done)
-    lengths = np.array([sizes.sum() for sizes in ratings.chunk_lengths], np.int32)
-    columns = {
-        "index": pa.array(np.arange(first_index, first_index + len(part), dtype=np.int64)),
-        "length": pa.array(lengths),
-        "chunk_lengths": pa.array(ratings.chunk_lengths, pa.list_(pa.int32())),
-    }
-    for number, criterion in enumerate(rater.criteria):
-        averages = ratings.averages[:, number].astype(np.float32)
-        chunks = [scores[:, number] for scores in ratings.chunks]
-        columns[f"{criterion}_chunks"] = pa.array(chunks, pa.list_(pa.float32()))
-        columns[f"{criterion}_average"] = pa.array(averages, mask=lengths == 0)
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table
-
-
-def _refuse_clashes(names: Sequence[str], criteria: Sequence[str]) -> None:
-    added = ["index", "length", "chunk_lengths"]
-    added += [f"{criterion}_{kind}" for criterion in criteria for kind in ("chunks", "average")]
-    clash = sorted(set(added) & set(names))
-    if clash:
-        raise UserError(f"the documents already have columns {', '.join(clash)}; rename them before rating")
-
-
-def _load_rater(config: Config, directory: str, criteria: tuple[str, ...]) -> "Rater":
-    from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.scoring.rater import Rater
-
-    return Rater.load(
-        directory,
-        criteria=criteria,
-        tokenizer=config.tokenizer,
-        mesh=make_mesh(config.mesh),
-        compute=config.compute,
-        window_tokens=config.window_tokens,
-        batch_tokens=config.batch_tokens,
+    return AnnotationInput(
+        config.input,
+        text_field=config.text_field,
+        id_field=config.id_field,
+        tokens_field=config.tokens_field,
+        tokens_tokenizer=config.tokens_tokenizer,
+        rows_per_part=config.rows_per_part,
+        bytes_per_part=config.bytes_per_part,
     )
 
 
-def _parts(source: "Iterable[Document]", size: int) -> "Iterator[list[Document]]":
-    source = iter(source)
-    while part := list(islice(source, size)):
-        yield part
+def _layout(config: Config, models: "ModelSet") -> "Layout":
+    from qurating_jax.scoring.annotator import Layout
+
+    return Layout(
+        {name: info.criteria for name, info in models.raters.items()},
+        tuple(models.language_models),
+        config.aggregates,
+        prefix=config.column_prefix,
+        chunks=config.write == "columns",
+        bytes=config.max_windows is None and _input(config).has_texts,
+    )
 
 
-def _lengths(path: str) -> Any:
-    import pyarrow.parquet as pq
+def _make_plan(config: Config, models: "ModelSet", source: "AnnotationInput", files: list[str]) -> "Plan":
+    from qurating_jax.data.tokenizer import load_tokenizer
+    from qurating_jax.scoring.part_files import Plan
+    from qurating_jax.scoring.part_source import sample_window_sizes
 
-    with storage.open_read(path) as stream:
-        return pq.read_table(stream, columns=["length"])["length"].to_numpy()
+    opened = source.open(files, None)
+    if not len(opened.parts):
+        raise UserError("no documents in the input; nothing was rated")
+    log.info("annotate: %d rows in %d parts", opened.parts.num_rows, len(opened.parts))
+    cutter = None if models.tokenizer_path is None else load_tokenizer(models.tokenizer_path)
+    return Plan(opened.parts, sample_window_sizes(opened, cutter, config.window_tokens, config.max_windows))
+
+
+def _claims(config: Config) -> "Claims | None":
+    """None where nothing can be claimed: then --shard or --distributed says who does what."""
+    from qurating_jax.runtime.claims import Claims
+
+    claims = Claims(config.output)
+    return claims if claims.obstacle() is None else None
+
+
+def _make_worker(config: Config, plan: "Plan") -> "PartRater":
+    """The models on the devices of this process, compiled for windows like the plan's."""
+    import jax
+
+    from qurating_jax.parallel.mesh import make_mesh
+    from qurating_jax.scoring.part_rater import PartRater
+
+    models, source = _models(config), _input(config)
+    annotator = models.load(
+        _layout(config, models),
+        mesh=make_mesh(config.mesh, jax.local_devices()),
+        compute=config.compute,
+        window_tokens=config.window_tokens,
+        max_windows=config.max_windows,
+        batch_tokens=config.batch_tokens,
+    )
+    return PartRater(
+        source.open(source.find_files(), plan.parts),
+        annotator.suited_to(plan.window_sizes, config.num_shapes),
+        config.output,
+        config.write,
+        config.on_bad_row,
+        _claims(config),
+    )
+
+
+def _rate_here(config: Config, plan: "Plan", numbers: "Sequence[int]") -> dict[int, UserError]:
+    """This process takes the parts that nobody has done or is doing; returns those that could not be rated."""
+    from qurating_jax.runtime.progress import progress
+    from qurating_jax.scoring.part_files import missing_parts
+
+    rows = {number: stop - start for number in numbers for start, stop in [plan.parts.span(number)]}
+    missing = [number for number in missing_parts(config.output, plan.parts) if number in rows]
+    failures: dict[int, UserError] = {}
+    if missing:
+        worker = _make_worker(config, plan)
+        done_before = sum(rows.values()) - sum(rows[number] for number in missing)
+        with progress("annotate", sum(rows.values()), "documents", start=done_before) as advance:
+            worker.run(missing, advance, failures)
+    return failures
+
+
+def _rate_on_ray(config: Config, plan: "Plan", numbers: "Sequence[int]") -> dict[int, UserError]:
+    raise NotImplementedError
+
+
+def _finish(
+    run: manifest.Run, plan: "Plan", models: "ModelSet", failures: dict[int, UserError], *, must_be_complete: bool
+) -> dict[str, Any]:
+    """The manifest, where every part is there; else what is missing."""
+    from qurating_jax.scoring import part_files
+
+    missing = part_files.missing_parts(run.output, plan.parts)
+    counts: dict[str, Any] = {"parts": len(plan.parts), "missing_parts": len(missing)}
+    if failures:
+        first = failures[min(failures)]
+        raise Unresolved(f"{len(failures)} of {len(plan.parts)} parts could not be rated; first: {first}", counts)
+    if missing and must_be_complete:
+        named = ", ".join(map(str, missing[:5])) + (" ..." if len(missing) > 5 else "")
+        raise Unresolved(f"{run.output}: parts {named} are missing; run the command without --finish", counts)
+    if missing:
+        log.info("annotate: %d parts are with other workers; whoever is last finishes the run", len(missing))
+        return counts
+    counts |= part_files.total_counts(run.output, plan.parts) | {"criteria": models.ratings()}
+    part_files.merge_rejected(run.output, plan.parts)
+    manifest.finish(run, counts)
+    part_files.clear(run.output)
+    log.info(
+        "annotate: %d documents, %d tokens, %d without text (rating null)",
+        counts["documents"], counts["tokens"], counts["unrated"],
+    )  # fmt: skip
+    return counts

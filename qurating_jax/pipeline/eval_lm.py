@@ -85,7 +85,7 @@ def _evaluate(config: Config, directory: str, source: Any, total: int | None) ->
     from qurating_jax.data.tokenizer import load_tokenizer
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.runtime.progress import progress
-    from qurating_jax.scoring.likelihood import LanguageModel
+    from qurating_jax.scoring.likelihood import LanguageModel, predicted_bytes
 
     tokenizer = load_tokenizer(directory)
     model = LanguageModel.load(
@@ -105,21 +105,13 @@ def _evaluate(config: Config, directory: str, source: Any, total: int | None) ->
                 for name in (str(domain) if domain is not None else "unknown", "all"):
                     sums[name]["num_documents"] += 1
                     sums[name]["num_tokens"] += int(predicted[number])
-                    sums[name]["num_bytes"] += _predicted_bytes(document.text, tokens[number], tokenizer)
+                    sums[name]["num_bytes"] += predicted_bytes(document.text, tokens[number], tokenizer)
                     sums[name]["nats"] += float(nats[number])
             advance(len(batch))
     if not sums or not sums["all"]["num_tokens"]:
         raise UserError("no document of two tokens or more in the input; there is nothing to predict")
     rows = {name: _row(values) for name, values in sorted(sums.items()) if values["num_tokens"]}
     return {"all": rows.pop("all"), "domains": rows, "context_tokens": model.context_tokens}
-
-
-def _predicted_bytes(text: str, tokens: Any, tokenizer: Any) -> int:
-    """UTF-8 bytes of the text less those of its first token, which is given and not predicted.
-
-    A first token that ends inside a character decodes to a replacement sign: then it is off by at most two bytes.
-    """
-    return len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode()) if len(tokens) > 1 else 0
 
 
 def _row(values: dict[str, float]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A directory holds its members as folders and `rater.json`, which names them and 
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,7 @@ from qurating_jax.scoring.rater_files import (
     require_keys,
     write_rater_file,
 )
+from qurating_jax.scoring.scorer import Work
 from qurating_jax.scoring.windows import OnShare, WindowModel, Windows, cut
 
 KIND = "combined"
@@ -49,6 +50,15 @@ class CombinedModel:
     def tokenizer(self) -> TextTokenizer | None:
         """The tokenizer of the first member that has one."""
         return next((member.tokenizer for member in self.members if member.tokenizer is not None), None)
+
+    @property
+    def work(self) -> Work:
+        """What the members' devices have computed so far."""
+        return sum((member.work for member in self.members), Work())
+
+    def suited_to(self, sizes: NDArray[np.int64], max_shapes: int) -> "CombinedModel":
+        """The same model with every member suited to windows of such sizes."""
+        return replace(self, members=tuple(member.suited_to(sizes, max_shapes) for member in self.members))
 
     @property
     def reads_texts(self) -> bool:
@@ -79,7 +89,7 @@ class CombinedModel:
 
         The weighted sum of these is what the whole makes of the texts. NaN for a text without tokens.
         """
-        windows = cut(texts, self, window_tokens)
+        windows = cut(texts, self.tokenizer, window_tokens, with_texts=self.reads_texts)
         means = [
             weighted_means(scores.astype(np.float64), windows.sizes, windows.documents, len(texts))
             for scores in self.member_scores(windows)

@@ -32,6 +32,7 @@ from qurating_jax.scoring.rater_files import (
     require_keys,
     write_rater_file,
 )
+from qurating_jax.scoring.scorer import Work
 from qurating_jax.scoring.text_features import WordFrequencies
 from qurating_jax.scoring.windows import OnShare, Windows
 
@@ -76,6 +77,15 @@ class NgramModel:
     def reads_texts(self) -> bool:
         """It reads nothing else."""
         return True
+
+    @property
+    def work(self) -> Work:
+        """None on any device."""
+        return Work()
+
+    def suited_to(self, sizes: NDArray[np.int64], max_shapes: int) -> "NgramModel":
+        """Itself: nothing is compiled."""
+        return self
 
     def score_windows(self, windows: Windows, on_share: OnShare | None = None) -> NDArray[np.float32]:
         """Scores of windows, each by its own text: float32 [m, C]."""

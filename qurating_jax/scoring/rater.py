@@ -4,6 +4,7 @@
 (n-grams, or a weighted sum of other raters).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring import combined, neural, ngrams, rater_files
 from qurating_jax.scoring.neural import NeuralModel
 from qurating_jax.scoring.ngrams import NgramModel
-from qurating_jax.scoring.windows import WORD_TOKENIZER, WindowModel, cut
+from qurating_jax.scoring.windows import WORD_TOKENIZER, WindowModel, Windows, cut
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -35,14 +36,14 @@ class DocumentRatings:
     """Ratings of n documents on C criteria.
 
     Attributes:
-        averages: float64 [n, C]; NaN for a document without tokens.
-        chunks: per document, float32 [windows, C].
-        chunk_lengths: per document, int32 [windows].
+        averages: float64 [n, C], token-weighted means over the windows; NaN for a document without tokens.
+        scores: float32 [m, C] of the windows.
+        windows: the m windows.
     """
 
     averages: np.ndarray
-    chunks: list[np.ndarray]
-    chunk_lengths: list[np.ndarray]
+    scores: np.ndarray
+    windows: Windows
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ class RaterInfo:
         directory: where it is on this machine.
         criteria: names of its scores.
         tokenizer: identity of what its windows are cut by.
+        tokenizer_path: where that is loaded from; None: words.
+        reads_texts: whether it needs the windows' texts beside their tokens.
     """
 
     directory: str
     criteria: tuple[str, ...]
     tokenizer: str
+    tokenizer_path: str | None
+    reads_texts: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +84,7 @@ class Rater:
         mesh: "Mesh | None" = None,
         compute: ComputeConfig | None = None,
         window_tokens: int = 512,
-        batch_tokens: int = 32_768,
+        batch_tokens: int | None = None,
     ) -> "Rater":
         """Loads a rater of any kind from a directory or hub id.
 
@@ -91,7 +96,7 @@ class Rater:
             mesh: by default all devices as data replicas.
             compute: dtype of the trunk (norm and head are always float32).
             window_tokens: longest window.
-            batch_tokens: tokens per batch on all devices together.
+            batch_tokens: tokens per batch on all devices together; None: what suits the devices.
 
         Raises:
             UserError: not a rater, or files that do not fit.
@@ -114,7 +119,7 @@ class Rater:
         mesh: "Mesh",
         compute: ComputeConfig,
         window_tokens: int = 512,
-        batch_tokens: int = 32_768,
+        batch_tokens: int | None = None,
     ) -> "Rater":
         """A rater from parameters that are already on the mesh; arguments as of `load`."""
         model = NeuralModel.build(
@@ -135,16 +140,12 @@ class Rater:
             on_done: called with the number of texts done since its last call, by their share of the work (a batch
                 mixes windows of many texts); the numbers add up to all of them.
         """
-        windows = cut(texts, self.model, self.window_tokens)
-        advance = _by_texts(on_done, len(texts))
+        windows = cut(texts, self.model.tokenizer, self.window_tokens, with_texts=self.model.reads_texts)
+        advance = by_texts(on_done, len(texts))
         scores = self.model.score_windows(windows, advance)
         advance(1.0)
-        cuts = np.searchsorted(windows.documents, np.arange(1, len(texts)))
-        return DocumentRatings(
-            averages=weighted_means(scores.astype(np.float64), windows.sizes, windows.documents, len(texts)),
-            chunks=np.split(scores, cuts) if len(texts) else [],
-            chunk_lengths=np.split(windows.sizes.astype(np.int32), cuts) if len(texts) else [],
-        )
+        averages = weighted_means(scores.astype(np.float64), windows.sizes, windows.documents, len(texts))
+        return DocumentRatings(averages, scores, windows)
 
 
 def inspect(
@@ -157,8 +158,8 @@ def inspect(
 ) -> RaterInfo:
     """Finds a rater and checks everything but its weights; arguments and errors as of `Rater.load`."""
     directory = _find(path_or_id, revision)
-    found, identity = _look(directory, tokenizer, window_tokens)
-    return RaterInfo(directory, _names(criteria, found), identity)
+    info = _look(directory, tokenizer, window_tokens)
+    return dataclasses.replace(info, criteria=_names(criteria, info.criteria))
 
 
 def _find(path_or_id: str, revision: str | None) -> str:
@@ -194,24 +195,24 @@ def _kind(directory: str, tokenizer: str | None) -> str | None:
     return kind
 
 
-def _look(directory: str, tokenizer: str | None, window_tokens: int) -> tuple[tuple[str, ...], str]:
-    """Criteria and tokenizer's identity of the rater in a directory."""
+def _look(directory: str, tokenizer: str | None, window_tokens: int) -> RaterInfo:
+    """What the rater in a directory is, with the names of the scores that its files give."""
     kind = _kind(directory, tokenizer)
     if kind is None:
         _, labels, text_tokenizer = neural.check(directory, tokenizer=tokenizer, window_tokens=window_tokens)
-        return labels, text_tokenizer.identity
+        return RaterInfo(directory, labels, text_tokenizer.identity, tokenizer or directory, False)
     if kind == ngrams.KIND:
-        return ngrams.read_criteria(directory), WORD_TOKENIZER
+        return RaterInfo(directory, ngrams.read_criteria(directory), WORD_TOKENIZER, None, True)
     file = combined.read(directory)
-    identities = []
-    for member in file.members:
-        criteria, identity = _look(member, None, window_tokens)
-        combined.require_criteria(member, criteria, file.criteria)
-        identities.append(identity)
-    return file.criteria, next((identity for identity in identities if identity != WORD_TOKENIZER), WORD_TOKENIZER)
+    members = [_look(member, None, window_tokens) for member in file.members]
+    for member in members:
+        combined.require_criteria(member.directory, member.criteria, file.criteria)
+    cutter = next((member for member in members if member.tokenizer_path is not None), members[0])
+    reads_texts = any(member.reads_texts or member.tokenizer != cutter.tokenizer for member in members)
+    return RaterInfo(directory, file.criteria, cutter.tokenizer, cutter.tokenizer_path, reads_texts)
 
 
-def _by_texts(on_done: Callable[[int], None] | None, num_texts: int) -> Callable[[float], None]:
+def by_texts(on_done: Callable[[int], None] | None, num_texts: int) -> Callable[[float], None]:
     """Turns shares of the work into whole texts; what rounding has left open is reported at the last call's end."""
     done_share, done_texts = 0.0, 0
 

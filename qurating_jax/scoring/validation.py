@@ -40,17 +40,18 @@ class Validator:
     ) -> None:
         self._judgments, self._margin = judgments, margin
         texts, self._places = distinct_texts(judgments)
-        encoded = tokenizer.encode(texts)
-        if not all(map(len, encoded)):
+        self._tokens, offsets = tokenizer.encode_flat(texts)
+        lengths = np.diff(offsets)
+        if not lengths.all():
             raise UserError("held-out judgments: a text is empty; leave such rows out")
-        num_long = sum(len(ids) > max_tokens for ids in encoded)
+        num_long = int((lengths > max_tokens).sum())
         if num_long and long_texts == "error":
             raise UserError(
                 f"held-out judgments: {num_long} of {len(texts)} texts are longer than max_tokens ({max_tokens}); "
                 "raise it, or --long_texts cut"
             )
-        self._windows = [ids[:max_tokens] for ids in encoded]
-        self.num_tokens = sum(map(len, self._windows))
+        self._starts, self._sizes = offsets[:-1], np.minimum(lengths, max_tokens)
+        self.num_tokens = int(self._sizes.sum())
         self._pairs = [
             pairs_of(judgments, self._places, number, margin=margin, label_temperature=1.0)
             for number in range(len(judgments.criteria))
@@ -58,7 +59,7 @@ class Validator:
 
     def __call__(self, model: NeuralModel) -> dict[str, float]:
         """`accuracy` and `loss` (nats per pair), means over the criteria, and `accuracy_{criterion}` of each."""
-        scores = model.score_tokens(self._windows)
+        scores = model.score_tokens(self._tokens, self._starts, self._sizes)
         accuracies, losses = {}, []
         for number, (criterion, pairs) in enumerate(zip(self._judgments.criteria, self._pairs, strict=True)):
             labels, valid = self._judgments.probabilities[..., number], self._judgments.valid[..., number]

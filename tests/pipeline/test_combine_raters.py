@@ -97,7 +97,7 @@ def test_the_output_stands_alone_and_annotates(tmp_path, places):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.TEXTS))
     annotate.main(
         annotate.Config(
-            input=(str(tmp_path / "in.jsonl"),), rater=str(tmp_path / "out"), output=str(tmp_path / "rated"),
+            input=(str(tmp_path / "in.jsonl"),), rater=(str(tmp_path / "out"),), output=str(tmp_path / "rated"),
             window_tokens=48, batch_tokens=512,
         )
     )  # fmt: skip

@@ -63,17 +63,16 @@ def test_windows_are_those_of_the_first_neural_member(mixed):
     done = []
     ratings, alone = rater.rate(tiny.TEXTS, done.append), net.rate(tiny.TEXTS)
     assert sum(done) == len(tiny.TEXTS)
+    assert np.array_equal(ratings.windows.sizes, alone.windows.sizes)
+    (_, chunks), (_, chunks_alone) = tiny.by_document(ratings), tiny.by_document(alone)
     for number, text in enumerate(tiny.TEXTS):
-        assert np.array_equal(ratings.chunk_lengths[number], alone.chunk_lengths[number])
         offsets = net.model.tokenizer.backend.encode(text, add_special_tokens=False).offsets
         cuts = [0, *(offsets[k][0] for k in range(16, len(offsets), 16)), len(text)]
         pieces = [text[start:end] for start, end in itertools.pairwise(cuts)] if text else []
         assert "".join(pieces) == text
-        expected = WEIGHTS[0] * words.score(pieces) + WEIGHTS[1] * alone.chunks[number]
-        np.testing.assert_allclose(
-            ratings.chunks[number], expected, atol=2e-5 * max(np.abs(expected).max(initial=1), 1)
-        )
-    assert max(map(len, ratings.chunks)) > 5
+        expected = WEIGHTS[0] * words.score(pieces) + WEIGHTS[1] * chunks_alone[number]
+        np.testing.assert_allclose(chunks[number], expected, atol=2e-5 * max(np.abs(expected).max(initial=1), 1))
+    assert max(map(len, chunks)) > 5
     assert np.isnan(ratings.averages[tiny.TEXTS.index("")]).all()
 
 
@@ -94,8 +93,8 @@ def test_another_tokenizer_reads_the_text_of_the_windows(tmp_path, mixed):
         len(i) for i in first.model.tokenizer.encode(texts)
     ]
     ratings = Rater.load(str(combined_directory), window_tokens=48).rate(texts)
-    assert all(len(chunks) == 1 for chunks in ratings.chunks)
-    assert len(second.rate(texts).chunks[1]) == 2
+    assert ratings.windows.documents.tolist() == [0, 1]
+    assert second.rate(texts).windows.documents.tolist() == [0, 1, 1]
     expected = WEIGHTS[0] * first.score(texts) + WEIGHTS[1] * second.score(texts)
     np.testing.assert_allclose(ratings.averages, expected, atol=2e-5 * np.abs(expected).max())
 

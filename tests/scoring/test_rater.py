@@ -49,7 +49,7 @@ def one_by_one(rater_directory, windows):
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_batching_buckets_and_mates_change_no_score(rater_directory, windows, one_by_one, batch_tokens):
-    scores = _load(rater_directory, batch_tokens=batch_tokens).model.score_tokens(windows)
+    scores = _load(rater_directory, batch_tokens=batch_tokens).model.score_tokens(*tiny.flat(windows))
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, one_by_one, atol=2e-5 * np.abs(one_by_one).max())
 
@@ -57,29 +57,30 @@ def test_batching_buckets_and_mates_change_no_score(rater_directory, windows, on
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_sharded_scoring_equals_one_device(rater_directory, windows, one_by_one, shape):
     mesh = make_mesh(MeshShape(data=shape[0], fsdp=shape[1], tensor=shape[2]))
-    scores = _load(rater_directory, mesh=mesh, batch_tokens=100).model.score_tokens(windows)
+    scores = _load(rater_directory, mesh=mesh, batch_tokens=100).model.score_tokens(*tiny.flat(windows))
     np.testing.assert_allclose(scores, one_by_one, atol=2e-5 * np.abs(one_by_one).max())
 
 
 @pytest.mark.parametrize("size", [0, 49])
 def test_windows_that_do_not_fit_are_refused(rater_directory, size):
     with pytest.raises(ValueError, match="allowed: 1 to 48"):
-        _load(rater_directory).model.score_tokens([np.zeros(size, np.int32)])
+        _load(rater_directory).model.score_tokens(*tiny.flat([np.zeros(size, np.int32)]))
 
 
 def test_rating_is_the_token_weighted_mean_and_empty_has_none(rater_directory):
     rater = _load(rater_directory)
     ratings = rater.rate(tiny.TEXTS)
+    sizes, chunks = tiny.by_document(ratings)
     tokens = rater.model.tokenizer.encode(tiny.TEXTS)
     for number, ids in enumerate(tokens):
         pieces = [ids[start : start + 48] for start in range(0, len(ids), 48)]
-        assert ratings.chunk_lengths[number].tolist() == [len(piece) for piece in pieces]
+        assert sizes[number].tolist() == [len(piece) for piece in pieces]
         if not pieces:
             assert np.isnan(ratings.averages[number]).all()
-            assert ratings.chunks[number].shape == (0, 3)
+            assert chunks[number].shape == (0, 3)
             continue
-        scores = rater.model.score_tokens(pieces)
-        np.testing.assert_allclose(ratings.chunks[number], scores, atol=1e-5)
+        scores = rater.model.score_tokens(*tiny.flat(pieces))
+        np.testing.assert_allclose(chunks[number], scores, atol=1e-5)
         expected = np.average(scores.astype(np.float64), axis=0, weights=[len(piece) for piece in pieces])
         np.testing.assert_allclose(ratings.averages[number], expected, atol=1e-5)
     assert max(len(ids) for ids in tokens) > 48  # else nothing was averaged
@@ -100,7 +101,7 @@ def test_scores_equal_transformers(rater_directory):
             continue
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
-        found = rater.model.score_tokens([np.array(ids, np.int32)])[0]
+        found = rater.model.score_tokens(*tiny.flat([np.array(ids, np.int32)]))[0]
         np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
 
@@ -186,7 +187,7 @@ def test_a_directory_that_holds_no_rater_is_refused(tmp_path):
 @pytest.mark.parametrize("num_texts", [1, 10, 1000])
 def test_shares_of_the_work_become_whole_texts_and_all_of_them(shares, num_texts):
     steps = []
-    advance = rater_module._by_texts(steps.append, num_texts)
+    advance = rater_module.by_texts(steps.append, num_texts)
     done = 0.0
     for share in shares:
         advance(share)

@@ -13,6 +13,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.accuracy import accuracy_by_criterion
 from qurating_jax.scoring.likelihood import LanguageModel
 from qurating_jax.scoring.scorer import BatchScorer
+from qurating_jax.scoring.shapes import Shapes
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,14 @@ def test_results_come_back_by_index_in_few_shapes():
 
     def lengths_and_sums(params, tokens, lengths):
         traced.append(tokens.shape)
-        return jnp.stack([lengths, tokens.sum(axis=1)], axis=1).astype(jnp.float32)
+        return jnp.stack([lengths, tokens.sum(axis=1, keepdims=True)], axis=-1).astype(jnp.float32)
 
-    scorer = BatchScorer(lengths_and_sums, {}, make_mesh(MeshShape()), max_tokens=200, batch_tokens=512)
+    shapes = Shapes.powers_of_two(200)
+    scorer = BatchScorer(lengths_and_sums, {}, make_mesh(MeshShape()), shapes=shapes, batch_tokens=512)
     rng = np.random.default_rng(1)
     windows = [rng.integers(1, 9, size).astype(np.int32) for size in rng.integers(1, 201, 150)]
     done = []
-    result = scorer(windows, done.append)
+    result = scorer(*tiny.flat(windows), done.append)
     assert np.array_equal(result[:, 0], [len(window) for window in windows])
     assert np.array_equal(result[:, 1], [window.sum() for window in windows])
     assert sum(done) == sum(map(len, windows))
