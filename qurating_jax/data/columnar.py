@@ -16,7 +16,7 @@ from qurating_jax.runtime.errors import UserError
 
 _BATCH_ROWS = 256
 _BATCH_BYTES = 8 << 20
-_MAX_BATCH_ROWS = 8192
+_MIN_BATCH_ROWS, _MAX_BATCH_ROWS = 16, 8192
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -120,7 +120,7 @@ class _ParquetSource:
         groups = self._groups[first:]
         num_bytes = sum(max(group.total_byte_size, 0) for group in groups)
         rows = self.num_rows - place
-        batch_rows = int(np.clip(_BATCH_BYTES * max(rows, 1) // max(num_bytes, 1), 16, _MAX_BATCH_ROWS))
+        batch_rows = int(np.clip(_BATCH_BYTES * max(rows, 1) // max(num_bytes, 1), _MIN_BATCH_ROWS, _MAX_BATCH_ROWS))
         return self._parquet.iter_batches(batch_size=batch_rows, row_groups=range(first, len(self._groups)))
 
     def batch_sizes(self) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from document_samples import COLUMNAR, PACKED, jsonl, parquet, put, zstd
 from hypothesis import HealthCheck, example, given, settings
@@ -106,7 +107,7 @@ def test_columnar_files_are_counted(tmp_path, name):
 
 def test_bytes_of_parquet_are_those_of_its_footer(tmp_path):
     path = put(tmp_path, "d.parquet", parquet(pa.table({"n": pa.array(range(1000))}), row_group_size=100))
-    footer = pa.parquet.read_metadata(path)
+    footer = pq.read_metadata(path)
     sizes = []
     for group in range(10):
         total = footer.row_group(group).total_byte_size
