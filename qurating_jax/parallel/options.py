@@ -31,3 +31,19 @@ class Distributed:
     num_processes: int = _setting(1, "how many processes (mode explicit)")
     process_id: int = _setting(0, "this process's number (mode explicit)")
     timeout_seconds: int = _setting(300, "how long to wait for the other processes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayWorkers:
+    """What Ray gives to a stage whose pieces of work it distributes."""
+
+    address: str = _setting("", "head of a Ray cluster (host:port, or auto); none: RAY_ADDRESS, or a local Ray")
+    workers: int = _setting(1, "how many workers; each holds one rater")
+    cpus: float = _setting(1.0, "CPU cores that Ray counts for a worker")
+    gpus: float = _setting(0.0, "GPUs of a worker, which sees no others")
+    tpus: float = _setting(0.0, "TPU chips of a worker")
+    max_losses: int = _setting(3, "how often one piece is done again after its worker was lost")
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.max_losses < 0 or min(self.cpus, self.gpus, self.tpus) < 0:
+            raise ValueError("workers must be at least 1; cpus, gpus, tpus and max_losses at least 0")
