@@ -16,7 +16,7 @@ from qurating_jax.runtime.errors import UserError
 
 _BATCH_ROWS = 256
 _BATCH_BYTES = 8 << 20
-_MIN_BATCH_ROWS, _MAX_BATCH_ROWS = 16, 8192
+_MIN_BATCH_ROWS, _MAX_BATCH_ROWS = 16, 1024
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qurating_jax.data import jsonl as jsonl_files
 from qurating_jax.data.documents import Rejects, find_files, read_rows
-from qurating_jax.data.parts import Cutter, Parts, cut_parts
+from qurating_jax.data.parts import Cutter, Parts, cut_parts, parse_share
 from qurating_jax.runtime.errors import UserError
 
 SUFFIXES = {"jsonl": bytes, "jsonl.zst": zstd, "jsonl.gz": gzip.compress}
@@ -142,6 +142,21 @@ def test_parts_cover_the_input_without_a_gap():
     assert (empty, len(empty), empty.num_rows) == (Parts((), (0,)), 0, 0)
     assert Parts.from_json(json.loads(json.dumps(parts.to_json())), where="x") == parts
     assert Parts.from_json(empty.to_json(), where="x") == empty
+
+
+@given(st.integers(0, 40), st.integers(1, 50))
+def test_shares_are_all_parts_once_and_equal(num_parts, number):
+    parts = Parts((num_parts,), tuple(range(num_parts + 1)))
+    shares = [parts.share(place, number) for place in range(number)]
+    assert [part for share in shares for part in share] == list(range(num_parts))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_shares_are_named_by_place_and_number():
+    assert [parse_share(text) for text in ("", "0/1", "3/8", "07/8")] == [(0, 1), (0, 1), (3, 8), (7, 8)]
+    for text in ("8/8", "1", "/", "1/", "-1/8", "0/0", "1/2/3", "a/b", "0.5/2", " 1/2"):
+        with pytest.raises(ValueError, match="is not i/n"):
+            parse_share(text)
 
 
 @pytest.mark.parametrize(
