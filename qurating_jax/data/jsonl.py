@@ -80,7 +80,7 @@ class JsonlFile:
         if start < self._position:
             self._lines.close()
             self._lines, self._position = read_lines(self.file), 0
-        for line in self._lines:
+        for line in self._lines if start < stop else ():
             self._position += 1
             if self._position > start:
                 yield line

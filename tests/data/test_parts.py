@@ -231,6 +231,13 @@ def test_too_long_and_blank_lines_are_rows_alike_for_counting_and_reading(tmp_pa
         assert [number for number, _, _ in jsonl_files.read_lines(path)] == [2, 3, 4, 5, 6]
 
 
+def test_rows_of_a_json_lines_file_are_read_in_ranges(tmp_path):
+    file = jsonl_files.JsonlFile(put(tmp_path, "d.jsonl", b"a\n\nb\nc\n \nd"))
+    for start, stop, numbers in ((0, 2, [1, 3]), (2, 2, []), (2, 3, [4]), (1, 9, [3, 4, 6]), (4, 5, []), (0, 1, [1])):
+        assert [number for number, _, _ in file.read(start, stop)] == numbers
+    file.close()
+
+
 def test_a_line_of_many_blocks(tmp_path):
     path = put(tmp_path, "d.jsonl.zst", zstd(b'{"text": "' + b"a" * (40 << 20) + b'"}\n' + jsonl([{"text": "x"}] * 3)))
     assert cut_parts([path], max_rows=10, max_bytes=1 << 20).bounds == (0, 1, 4)
