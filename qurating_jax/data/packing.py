@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 _MULTIPLE = 16
 _MAX_CANDIDATES = 256
 
+# Float64 cost of rows, or of texts in a block, by their int64 numbers of tokens.
+Cost = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
 
 def deal(sizes: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
     """Deals items to rows, equally many to each, so that the rows' sums are nearly equal.
@@ -33,17 +36,20 @@ def deal(sizes: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
     return np.swapaxes(rounds, -1, -2)
 
 
-def choose_lengths(needed: NDArray[np.int64], max_shapes: int, *, worth: float = 0.003) -> NDArray[np.int64]:
-    """The row lengths that waste the fewest tokens on rows that need `needed` [n] tokens, increasing.
+def choose_lengths(
+    needed: NDArray[np.int64], max_shapes: int, *, worth: float = 0.003, cost: Cost | None = None
+) -> NDArray[np.int64]:
+    """The row lengths that cost least for rows that need `needed` [n] tokens, increasing.
 
     At most `max_shapes`, and no more than pay: each is one more program to compile, so it must save a share of `worth`
-    of the tokens.
+    of the cost. The cost of a row is the number of its tokens where nothing else is given.
     """
+    cost = cost or _tokens
     values, counts = np.unique(_round_up(needed), return_counts=True)
-    best, least = values[-1:], float(values[-1] * counts.sum())
+    best, least = values[-1:], float(cost(values[-1:])[0] * counts.sum())
     for num_shapes in range(2, max_shapes + 1):
-        tops = _cheapest_parts(values, counts, lambda top: top.astype(np.float64), num_shapes)
-        total = float(np.diff(np.cumsum(counts)[tops], prepend=0) @ values[tops])
+        tops = _cheapest_parts(values, counts, cost, num_shapes)
+        total = float(np.diff(np.cumsum(counts)[tops], prepend=0) @ cost(values[tops]))
         if least - total < worth * least:
             break
         best, least = values[tops], total
@@ -90,6 +96,10 @@ def text_starts(
     return np.cumsum(sizes) - sizes
 
 
+def _tokens(lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    return lengths.astype(np.float64)
+
+
 def _round_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return -(-sizes // _MULTIPLE) * _MULTIPLE
 
@@ -97,7 +107,7 @@ def _round_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 def _cheapest_parts(
     values: NDArray[np.int64],
     counts: NDArray[np.int64],
-    cost: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    cost: Cost,
     max_parts: int,
 ) -> NDArray[np.int64]:
     """Cuts increasing `values` into runs; every value costs what its run's largest does. Indices of the largest ones.

@@ -6,6 +6,7 @@ shorter windows fill end to end. All of it is arithmetic on lengths, so equal le
 """
 
 import bisect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,13 +17,16 @@ from qurating_jax.data.packing import choose_lengths
 
 _SMALLEST_BUCKET = 64
 # Rows of up to so many windows: beyond it the ends of the windows, not their tokens, begin to cost.
-_MAX_ROW_WINDOWS = 32
-# A further bucket is one more program to compile, for hours of work: it has to save that share of the tokens.
+_MAX_ROW_WINDOWS = 64
+# Places for windows in a row, as a multiple of how many fill it on average: the long ones come first, a few to a row,
+# and rows of the short ones that are left over need more places.
+_SPARE_WINDOWS = 2
+# A further bucket is one more program to compile, for hours of work: it has to save that share of the work.
 _BUCKET_WORTH = 0.001
 # Packed rows must save that share of the work: their attention has masks, which the estimate does not count.
 _WORTH = 0.02
 
-# Work of a row by its number of tokens, in any unit.
+# Work of rows by their numbers of tokens (float64), in any unit.
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -88,7 +92,7 @@ def choose_shapes(
     Args:
         lengths: int [m], a sample of the windows to come; empty: nothing is known of them.
         max_tokens: the longest window there can be.
-        max_shapes: most shapes.
+        max_shapes: most shapes, 1 at least.
         can_pack: whether rows may be shared (attention takes segment ids).
         cost: work of rows by their length.
 
@@ -96,20 +100,20 @@ def choose_shapes(
         Buckets alone, or full rows and packed ones, whichever is cheaper.
     """
     if not len(lengths):
-        return Shapes.powers_of_two(max_tokens)
-    best = Shapes(_buckets(lengths, max_tokens, max_shapes))
+        return Shapes(Shapes.powers_of_two(max_tokens).buckets[-max_shapes:])
+    best = Shapes(_buckets(lengths, max_tokens, max_shapes, cost))
     if not can_pack or max_shapes < 2:
         return best
     least = _total_cost(lengths, best, cost) * (1 - _WORTH)
-    # Windows that are nearly as long as a row cannot share one: those above a bound keep rows of their own.
-    for longest in sorted({*best.buckets[:-1], *(max_tokens * part // 4 for part in (1, 2, 3))}):
+    # Windows above a bound keep rows of their own: full ones, and long ones where too few short ones could join them.
+    for longest in sorted({*best.buckets[:-1], *(max_tokens * part // 4 for part in (1, 2, 3)), max_tokens - 1}):
         short = lengths[lengths <= longest]
-        if not len(short) or longest >= max_tokens:
+        if not len(short):
             continue
-        num_windows = int(min(_MAX_ROW_WINDOWS, -(-max_tokens // max(short.mean() / 1.25, 1))))
+        num_windows = min(math.ceil(_SPARE_WINDOWS * max_tokens / short.mean()), _MAX_ROW_WINDOWS)
         for num_buckets in sorted({1, max_shapes - 1}):
-            buckets = _buckets(lengths[lengths > longest], max_tokens, num_buckets)
-            shapes = Shapes(buckets, Shape(max_tokens, max(num_windows, 2)), longest)
+            buckets = _buckets(lengths[lengths > longest], max_tokens, num_buckets, cost)
+            shapes = Shapes(buckets, Shape(max_tokens, num_windows), longest)
             total = _total_cost(lengths, shapes, cost)
             if total < least:
                 best, least = shapes, total
@@ -119,8 +123,8 @@ def choose_shapes(
 def plan(lengths: NDArray[np.int64], shapes: Shapes, num_rows: Callable[[Shape], int]) -> Iterator[Batch]:
     """All windows in batches, the longest rows first: running out of memory shows at once.
 
-    What is left of a shape beyond full batches goes into longer rows where that is cheaper than a batch of its own, so
-    only the last shape's last batch has many empty rows.
+    What is left of a shape beyond full batches goes into longer rows where these take less room than a batch of its
+    own, so all that is added to the windows' own rows is less than one batch of every shape.
 
     Args:
         lengths: int [m], each 1 to `shapes.max_tokens`.
@@ -211,9 +215,12 @@ def _fill_row(present: list[int], left: dict[int, int], shape: Shape) -> list[in
     return row
 
 
-def _buckets(lengths: NDArray[np.int64], max_tokens: int, max_buckets: int) -> tuple[int, ...]:
-    tops = choose_lengths(np.append(lengths, max_tokens), max_buckets, worth=_BUCKET_WORTH)
-    return tuple(np.unique(np.minimum(tops, max_tokens)).tolist())
+def _buckets(lengths: NDArray[np.int64], max_tokens: int, max_buckets: int, cost: Cost) -> tuple[int, ...]:
+    def bucket_cost(tops: NDArray[np.int64]) -> NDArray[np.float64]:
+        return cost(np.minimum(tops, max_tokens).astype(np.float64))
+
+    tops = choose_lengths(np.append(lengths, max_tokens), max_buckets, worth=_BUCKET_WORTH, cost=bucket_cost)
+    return tuple(np.minimum(tops, max_tokens).tolist())
 
 
 def _total_cost(lengths: NDArray[np.int64], shapes: Shapes, cost: Cost) -> float:
