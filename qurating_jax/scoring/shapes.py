@@ -20,7 +20,7 @@ _SMALLEST_BUCKET = 64
 _MAX_ROW_WINDOWS = 64
 # Places for windows in a row, as a multiple of how many fill it on average: the long ones come first, a few to a row,
 # and rows of the short ones that are left over need more places.
-_SPARE_WINDOWS = 2
+_SPARE_WINDOWS = 3
 # A further bucket is one more program to compile, for hours of work: it has to save that share of the work.
 _BUCKET_WORTH = 0.001
 # Packed rows must save that share of the work: their attention has masks, which the estimate does not count.
