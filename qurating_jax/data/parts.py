@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qurating_jax.data.columnar import ColumnFile
 from qurating_jax.data.jsonl import JSONL_CODECS, row_sizes
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.errors import UsageError, UserError
 
 _MAX_THREADS = 8
 
@@ -49,6 +49,10 @@ class Parts:
         if not 0 <= number < len(self):
             raise IndexError(f"part {number} of {len(self)}")
         return self.bounds[number], self.bounds[number + 1]
+
+    def count_rows(self, numbers: Iterable[int]) -> int:
+        """Rows of some parts."""
+        return sum(stop - start for start, stop in map(self.span, numbers))
 
     def share(self, place: int, number: int) -> range:
         """The parts of the share `place` of `number` equal ones, consecutive."""
@@ -84,10 +88,10 @@ class Parts:
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """`i/n`, the share i of n, i from 0; the empty text is all there is. Raises `ValueError` on anything else."""
+    """`i/n`, the share i of n, i from 0; the empty text is all there is. Raises `UsageError` on anything else."""
     place, _, number = (text or "0/1").partition("/")
     if not (place.isdecimal() and number.isdecimal() and int(place) < int(number)):
-        raise ValueError(f"{text} is not i/n with i from 0 to n - 1, as in 0/8")
+        raise UsageError(f"--shard {text} is not i/n with i from 0 to n - 1, as in 0/8")
     return int(place), int(number)
 
 

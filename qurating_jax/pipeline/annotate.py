@@ -5,24 +5,27 @@ command on one output directory; whoever commits the last part finishes the run.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from qurating_jax.config import option
 from qurating_jax.models.config import ComputeConfig
-from qurating_jax.parallel.options import Distributed, MeshShape
-from qurating_jax.runtime import manifest
+from qurating_jax.parallel.options import Distributed, MeshShape, RayWorkers
+from qurating_jax.runtime import logs, manifest
+from qurating_jax.runtime.claims import claims_on
 from qurating_jax.runtime.errors import Unresolved, UserError
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
-    from qurating_jax.runtime.claims import Claims
     from qurating_jax.scoring.annotator import Layout
     from qurating_jax.scoring.model_set import ModelSet
     from qurating_jax.scoring.part_files import Plan
     from qurating_jax.scoring.part_rater import PartRater
     from qurating_jax.scoring.part_source import AnnotationInput
+
+_PARTS_PER_RAY_ITEM = 8  # within an item reading and writing overlap with rating
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class Config(StageConfig):
     shard: str = option("", "i/n: only the i-th of n equal shares of the parts, i from 0", runtime=True)
     finish: bool = option(False, "rate nothing; check that every part is there and write the manifest", runtime=True)
     executor: Literal["local", "ray"] = option("local", "this process, or workers of a Ray cluster", runtime=True)
+    ray: RayWorkers = RayWorkers()
     mesh: MeshShape = MeshShape()
     compute: ComputeConfig = ComputeConfig()
     distributed: Distributed = Distributed()
@@ -81,6 +85,7 @@ class Config(StageConfig):
 def main(config: Config) -> dict[str, Any]:
     """Writes `part-00000.parquet` ...: the source's columns and the ratings, rows in input order."""
     from qurating_jax.scoring.part_files import shared_plan
+    from qurating_jax.scoring.part_source import make_plan
 
     require(config, "input")
     shard = _join(config)
@@ -95,11 +100,9 @@ def main(config: Config) -> dict[str, Any]:
     with open_run(config, "annotate", {"documents": source.digest(files), **models.digests()}) as run:
         if run.state == "finished":
             return run.counts
-        plan = shared_plan(config.output, lambda: _make_plan(config, models, source, files), _claims(config))
-        failures: dict[int, UserError] = {}
-        if not config.finish:
-            rate = _rate_on_ray if config.executor == "ray" else _rate_here
-            failures = rate(config, plan, plan.parts.share(*shard))
+        make = partial(make_plan, source, files, models.tokenizer_path, config.window_tokens, config.max_windows)
+        plan = shared_plan(config.output, make, claims_on(config.output))
+        failures = {} if config.finish else _rate(config, run, plan, plan.parts.share(*shard))
         return _finish(run, plan, models, failures, must_be_complete=config.finish)
 
 
@@ -155,28 +158,7 @@ def _layout(config: Config, models: "ModelSet") -> "Layout":
     )
 
 
-def _make_plan(config: Config, models: "ModelSet", source: "AnnotationInput", files: list[str]) -> "Plan":
-    from qurating_jax.data.tokenizer import load_tokenizer
-    from qurating_jax.scoring.part_files import Plan
-    from qurating_jax.scoring.part_source import sample_window_sizes
-
-    opened = source.open(files, None)
-    if not len(opened.parts):
-        raise UserError("no documents in the input; nothing was rated")
-    log.info("annotate: %d rows in %d parts", opened.parts.num_rows, len(opened.parts))
-    cutter = None if models.tokenizer_path is None else load_tokenizer(models.tokenizer_path)
-    return Plan(opened.parts, sample_window_sizes(opened, cutter, config.window_tokens, config.max_windows))
-
-
-def _claims(config: Config) -> "Claims | None":
-    """None where nothing can be claimed: then --shard or --distributed says who does what."""
-    from qurating_jax.runtime.claims import Claims
-
-    claims = Claims(config.output)
-    return claims if claims.obstacle() is None else None
-
-
-def _make_worker(config: Config, plan: "Plan") -> "PartRater":
+def _make_worker(config: Config, run: manifest.Run, plan: "Plan") -> "PartRater":
     """The models on the devices of this process, compiled for windows like the plan's."""
     import jax
 
@@ -198,28 +180,59 @@ def _make_worker(config: Config, plan: "Plan") -> "PartRater":
         config.output,
         config.write,
         config.on_bad_row,
-        _claims(config),
+        claims_on(config.output),
+        partial(manifest.verify, run),
     )
 
 
-def _rate_here(config: Config, plan: "Plan", numbers: "Sequence[int]") -> dict[int, UserError]:
-    """This process takes the parts that nobody has done or is doing; returns those that could not be rated."""
+def _rate(config: Config, run: manifest.Run, plan: "Plan", numbers: Sequence[int]) -> dict[int, UserError]:
+    """Rates those parts that nobody has done or is doing; returns the ones that could not be rated."""
     from qurating_jax.runtime.progress import progress
     from qurating_jax.scoring.part_files import missing_parts
 
-    rows = {number: stop - start for number in numbers for start, stop in [plan.parts.span(number)]}
-    missing = [number for number in missing_parts(config.output, plan.parts) if number in rows]
+    missing = [number for number in missing_parts(config.output, plan.parts) if number in numbers]
+    total, left = plan.parts.count_rows(numbers), plan.parts.count_rows(missing)
     failures: dict[int, UserError] = {}
-    if missing:
-        worker = _make_worker(config, plan)
-        done_before = sum(rows.values()) - sum(rows[number] for number in missing)
-        with progress("annotate", sum(rows.values()), "documents", start=done_before) as advance:
-            worker.run(missing, advance, failures)
+    with progress("annotate", total, "documents", start=total - left) as advance:
+        if missing and config.executor == "ray":
+            _rate_on_ray(config, run, plan, missing, advance, failures)
+        elif missing:
+            _make_worker(config, run, plan).run(missing, advance, failures)
     return failures
 
 
-def _rate_on_ray(config: Config, plan: "Plan", numbers: "Sequence[int]") -> dict[int, UserError]:
-    raise NotImplementedError
+def _rate_on_ray(
+    config: Config,
+    run: manifest.Run,
+    plan: "Plan",
+    numbers: Sequence[int],
+    advance: Callable[[int], None],
+    failures: dict[int, UserError],
+) -> None:
+    """The same by workers of a Ray cluster, each with the models on its own devices."""
+    from qurating_jax.parallel.ray_workers import run_on_ray
+
+    size = max(1, min(_PARTS_PER_RAY_ITEM, len(numbers) // (4 * config.ray.workers)))
+    items = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    def on_done(item: Sequence[int], failed: dict[int, str]) -> None:
+        failures.update({number: UserError(text) for number, text in failed.items()})
+        advance(plan.parts.count_rows(item))
+
+    run_on_ray(partial(_ray_worker, config, run, plan), items, on_done=on_done, options=config.ray)
+
+
+def _ray_worker(config: Config, run: manifest.Run, plan: "Plan") -> Callable[[Sequence[int]], dict[int, str]]:
+    """Rates parts in a process of Ray's; returns what could not be rated, and why."""
+    logs.setup()
+    worker = _make_worker(config, run, plan)
+
+    def work(numbers: Sequence[int]) -> dict[int, str]:
+        failures: dict[int, UserError] = {}
+        worker.run(numbers, lambda _: None, failures)
+        return {number: str(error) for number, error in failures.items()}
+
+    return work
 
 
 def _finish(
@@ -239,10 +252,9 @@ def _finish(
     if missing:
         log.info("annotate: %d parts are with other workers; whoever is last finishes the run", len(missing))
         return counts
-    counts |= part_files.total_counts(run.output, plan.parts) | {"criteria": models.ratings()}
-    part_files.merge_rejected(run.output, plan.parts)
+    counts |= part_files.conclude(run.output, plan.parts) | {"criteria": models.ratings()}
+    part_files.clear(run.output)  # before the manifest: what is finished is not looked at again
     manifest.finish(run, counts)
-    part_files.clear(run.output)
     log.info(
         "annotate: %d documents, %d tokens, %d without text (rating null)",
         counts["documents"], counts["tokens"], counts["unrated"],

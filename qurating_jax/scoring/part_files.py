@@ -36,10 +36,15 @@ def shared_plan(output: str, make: Callable[[], Plan], claims: Claims | None) ->
     Raises:
         UserError: what stands there is no plan, or the first worker takes longer than six hours.
     """
-    with contextlib.ExitStack() as stack:
-        if claims is not None:
-            stack.enter_context(claims.wait("plan", timeout=_TIMEOUT_SECONDS, purpose="cuts the input into parts"))
-        return _read_or_make(output, make)
+    try:
+        with contextlib.ExitStack() as stack:
+            if claims is not None:
+                stack.enter_context(claims.wait("plan", timeout=_TIMEOUT_SECONDS, purpose="cuts the input into parts"))
+            return _read_or_make(output, make)
+    except UserError:
+        if claims is not None:  # an input that cannot be rated leaves nothing that looks like work
+            claims.remove()
+        raise
 
 
 def _read_or_make(output: str, make: Callable[[], Plan]) -> Plan:
@@ -98,13 +103,19 @@ def missing_parts(output: str, parts: Parts) -> list[int]:
     return [number for number in range(len(parts)) if _name(number) not in present]
 
 
-def total_counts(output: str, parts: Parts) -> dict[str, int]:
-    """Sums over all parts, each of which has to account for every one of its rows.
+def conclude(output: str, parts: Parts) -> dict[str, int]:
+    """Checks that all parts account for every row, and makes one `rejected.jsonl` of their lists, in input order.
+
+    Several workers may do so at the same time: whoever finds that another one has removed the lists leaves its file.
+
+    Returns:
+        Sums of the parts' counts.
 
     Raises:
         UserError: a part of another cut, or one that is none of ours.
     """
     totals: dict[str, int] = {}
+    with_rejects = []
     for number in range(len(parts)):
         counts = read_counts(output, number)
         start, stop = parts.span(number)
@@ -115,25 +126,28 @@ def total_counts(output: str, parts: Parts) -> dict[str, int]:
             )
         for name, count in counts.items():
             totals[name] = totals.get(name, 0) + count
+        with_rejects += [number] if counts["rejected"] else []
+    if with_rejects:
+        _merge_rejected(output, with_rejects)
     return totals
 
 
-def merge_rejected(output: str, parts: Parts) -> None:
-    """Makes one `rejected.jsonl` of the parts' lists, in input order; none where no row was rejected."""
-    folder = storage.join(output, REJECTED)
-    if not storage.list_dir(folder):
-        return
-    with storage.atomic_write(storage.join(output, "rejected.jsonl")) as merged:
-        for number in range(len(parts)):
-            path = rejected_path(output, number)
-            if storage.exists(path):
-                with storage.open_read(path) as stream:
+def _merge_rejected(output: str, numbers: list[int]) -> None:
+    path = storage.join(output, f"{REJECTED}.jsonl")
+    try:
+        with storage.atomic_write(path) as merged:
+            for number in numbers:
+                with storage.open_read(rejected_path(output, number)) as stream:
                     merged.write(stream.read())
+    except UserError:
+        if not storage.exists(path):
+            raise
 
 
 def clear(output: str) -> None:
-    """Removes what only a run in progress needs."""
-    storage.remove_tree(storage.join(output, REJECTED))
+    """Removes what only a run in progress needs; several workers may do so at the same time."""
+    with contextlib.suppress(FileNotFoundError):
+        storage.remove_tree(storage.join(output, REJECTED))
     Claims(output).remove()
 
 

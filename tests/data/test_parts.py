@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qurating_jax.data import jsonl as jsonl_files
 from qurating_jax.data.documents import Rejects, find_files, read_rows
 from qurating_jax.data.parts import Cutter, Parts, cut_parts, parse_share
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.errors import UsageError, UserError
 
 SUFFIXES = {"jsonl": bytes, "jsonl.zst": zstd, "jsonl.gz": gzip.compress}
 LINES = st.lists(
@@ -155,7 +155,7 @@ def test_shares_are_all_parts_once_and_equal(num_parts, number):
 def test_shares_are_named_by_place_and_number():
     assert [parse_share(text) for text in ("", "0/1", "3/8", "07/8")] == [(0, 1), (0, 1), (3, 8), (7, 8)]
     for text in ("8/8", "1", "/", "1/", "-1/8", "0/0", "1/2/3", "a/b", "0.5/2", " 1/2"):
-        with pytest.raises(ValueError, match="is not i/n"):
+        with pytest.raises(UsageError, match="is not i/n"):
             parse_share(text)
 
 
