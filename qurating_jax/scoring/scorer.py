@@ -116,12 +116,9 @@ class BatchScorer:
             float32 [m, outputs], in input order; [0, 0] without windows.
 
         Raises:
-            ValueError: an empty or too long window.
+            ValueError: an empty or too long window, or one that reaches beyond the tokens.
         """
-        if len(sizes) and (sizes.min() < 1 or sizes.max() > self._shapes.max_tokens):
-            raise ValueError(
-                f"windows of {sizes.min()} to {sizes.max()} tokens; allowed: 1 to {self._shapes.max_tokens}"
-            )
+        self._check(len(values), starts, sizes)
         results: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         in_flight: deque[tuple[Batch, Array]] = deque()
 
@@ -149,6 +146,17 @@ class BatchScorer:
         for members, scores in results:
             out[members] = scores
         return out
+
+    def _check(self, num_values: int, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        if not len(sizes):
+            return
+        if sizes.min() < 1 or sizes.max() > self._shapes.max_tokens:
+            raise ValueError(
+                f"windows of {sizes.min()} to {sizes.max()} tokens; allowed: 1 to {self._shapes.max_tokens}"
+            )
+        first, stop = starts.min() + min(self._offsets), (starts + sizes).max() + max(self._offsets)
+        if first < 0 or stop > num_values:  # a negative index would silently read the last tokens
+            raise ValueError(f"windows of the tokens {first} to {stop - 1}, and there are {num_values}")
 
     def _num_rows(self, shape: Shape) -> int:
         groups = num_batch_shards(self._mesh)
