@@ -34,12 +34,8 @@ log = logging.getLogger(__name__)
 class Config(StageConfig):
     """Options of `qurating annotate`."""
 
-    input: tuple[str, ...] = option(
-        (), "documents (files, globs, directories, hf:// ids), or one output of tokenize", runtime=True
-    )
-    rater: tuple[str, ...] = option(
-        (), "raters: PATH or NAME=PATH; outputs of stages, directories, hub ids", runtime=True
-    )
+    input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids; or tokenize's", runtime=True)
+    rater: tuple[str, ...] = option((), "raters: PATH or NAME=PATH; outputs, directories, hub ids", runtime=True)
     language_model: tuple[str, ...] = option((), "language models, for log-likelihood: PATH or NAME=PATH", runtime=True)
     revision: str | None = option(None, "revision of a hub id")
     tokenizer: str | None = option(None, "tokenizer, where the models' directories have none", runtime=True)
@@ -47,16 +43,12 @@ class Config(StageConfig):
     text_field: str = option("text", "field of the text; dots reach nested fields")
     id_field: str = option("id", "field of the document id; without it the id is a hash of the text")
     tokens_field: str | None = option(None, "field of token ids, to rate them instead of the text")
-    tokens_tokenizer: str | None = option(
-        None, "tokenizer that made the token ids; it must be the rater's", runtime=True
-    )
+    tokens_tokenizer: str | None = option(None, "tokenizer that made these ids; the rater's own", runtime=True)
     on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: an error, or count and skip")
     window_tokens: int = option(512, "longest window")
     max_windows: int | None = option(None, "of a longer document only so many windows, evenly spaced; null: all")
     aggregates: tuple[Literal["max", "min", "first"], ...] = option((), "further ratings of a document beside the mean")
-    write: Literal["columns", "sidecar"] = option(
-        "columns", "the documents with their ratings, or ids and ratings alone"
-    )
+    write: Literal["columns", "sidecar"] = option("columns", "documents with ratings, or ids and ratings alone")
     column_prefix: str = option("", "in front of every column that is added")
     rows_per_part: int = option(10_000, "documents per output file; a killed run resumes at the next file")
     bytes_per_part: int = option(64 << 20, "bytes of text per output file at most; memory holds a few times as much")
@@ -71,11 +63,9 @@ class Config(StageConfig):
     distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
-        names = ("window_tokens", "max_windows", "rows_per_part", "bytes_per_part", "num_shapes", "batch_tokens")
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name in ("window_tokens", "max_windows", "rows_per_part", "bytes_per_part", "num_shapes", "batch_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.shard and self.distributed.mode != "none":
             raise ValueError("--shard and --distributed.mode both say which parts are this process's; give one")
         if (self.tokens_field is None) != (self.tokens_tokenizer is None):
@@ -255,8 +245,5 @@ def _finish(
     counts |= part_files.conclude(run.output, plan.parts) | {"criteria": models.ratings()}
     part_files.clear(run.output)  # before the manifest: what is finished is not looked at again
     manifest.finish(run, counts)
-    log.info(
-        "annotate: %d documents, %d tokens, %d without text (rating null)",
-        counts["documents"], counts["tokens"], counts["unrated"],
-    )  # fmt: skip
+    log.info("annotate: %(documents)d documents, %(tokens)d tokens, %(unrated)d without text (rating null)", counts)
     return counts

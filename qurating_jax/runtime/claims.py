@@ -164,6 +164,15 @@ def _acquire(lock: filelock.BaseFileLock, timeout: float) -> None:
                 raise
 
 
+def claims_on(output: str) -> Claims | None:
+    """The claims on an output directory, None where nothing can be claimed there."""
+    claims = Claims(output)
+    reason = claims.obstacle()
+    if reason is not None:
+        log.info("%s: %s; several workers there need to be told their share (--shard i/n)", output, reason)
+    return claims if reason is None else None
+
+
 @contextlib.contextmanager
 def present(directory: str) -> Iterator[None]:
     """Says that this process works in `directory`, until the block ends or the process dies; any number may.

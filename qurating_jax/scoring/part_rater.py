@@ -84,6 +84,7 @@ class PartRater:
         write: the source's columns and the ratings, or ids and ratings alone.
         on_bad_row: rows that are no documents: an error of their part, or left out and listed.
         claims: so that no two workers do one part; None: nobody else works here.
+        verify: raises where the directory has been given to another run; called before every commit.
     """
 
     source: PartSource
@@ -92,6 +93,7 @@ class PartRater:
     write: Literal["columns", "sidecar"]
     on_bad_row: Literal["error", "skip"]
     claims: Claims | None
+    verify: Callable[[], None]
 
     def run(self, numbers: Sequence[int], on_rows: Callable[[int], None], failures: dict[int, UserError]) -> None:
         """Rates those parts that nobody has done or is doing; `metrics.jsonl` gets a line for each.
@@ -193,6 +195,7 @@ class PartRater:
                 "broken": prepared.documents.num_broken,
                 "rejected": prepared.num_rejected,
             }
+            self.verify()
             write_part(self.output, prepared.number, table, counts)
         prepared.claim.close()
         return RatedPart(prepared.number, counts, work, seconds)

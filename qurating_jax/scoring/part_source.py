@@ -1,5 +1,6 @@
 """What an annotation reads: documents with texts, documents with token ids, or the token shards of `tokenize`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,9 @@ from qurating_jax.method.windows import window_spans
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.scoring.model_set import ModelSet
+from qurating_jax.scoring.part_files import Plan
+
+log = logging.getLogger(__name__)
 
 _TOKENIZED = "rows.parquet"  # stands in an output of `tokenize`
 _SAMPLED_PARTS, _SAMPLED_DOCUMENTS = 8, 256
@@ -113,6 +117,22 @@ class AnnotationInput:
             id_field=self.id_field,
             tokens_field=self.tokens_field,
         )
+
+
+def make_plan(
+    source: AnnotationInput,
+    files: Sequence[str],
+    tokenizer_path: str | None,
+    window_tokens: int,
+    max_windows: int | None,
+) -> Plan:
+    """Cuts an input into parts and samples its windows; `UserError` where there is nothing to rate."""
+    opened = source.open(files, None)
+    if not len(opened.parts):
+        raise UserError("no documents in the input; nothing was rated")
+    log.info("annotate: %d rows in %d parts", opened.parts.num_rows, len(opened.parts))
+    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+    return Plan(opened.parts, sample_window_sizes(opened, tokenizer, window_tokens, max_windows))
 
 
 def sample_window_sizes(
