@@ -40,12 +40,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RatedPart:
-    """A part that has just been committed: its number, its counts, and what it took."""
+    """A part that has just been committed.
+
+    Attributes:
+        number: of the part.
+        counts: as they stand in its footer.
+        work: what the devices did.
+        seconds: since the part before it was rated; of the first part, since the start.
+        waited_seconds: of these, the time in which nothing was there to rate: the host was still reading.
+    """
 
     number: int
     counts: dict[str, int]
     work: Work
     seconds: float
+    waited_seconds: float
 
     def metrics(self) -> dict[str, Any]:
         """A line of `metrics.jsonl`; MFU only where the peak of the devices is known."""
@@ -55,6 +64,7 @@ class RatedPart:
             "part": self.number,
             **self.counts,
             "seconds": self.seconds,
+            "waited_seconds": self.waited_seconds,
             "tokens_per_second": self.counts["tokens"] / seconds,
             "padding": padding,
             "host": socket.gethostname(),
@@ -107,6 +117,7 @@ class PartRater:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             reading: tuple[int, Future[_Prepared]] | None = None
             writing: tuple[int, Future[RatedPart]] | None = None
+            began = time.monotonic()
             try:
                 for upcoming in itertools.chain(self._claimed(numbers, on_rows), [None]):
                     current, reading = reading, None
@@ -114,11 +125,14 @@ class PartRater:
                         number, claim = upcoming
                         held.append(claim)
                         reading = number, reader.submit(self._prepare, number, claim)
+                    asked = time.monotonic()
                     prepared = current and _result(current, failures)
                     if prepared:
-                        started, work = time.monotonic(), self.annotator.work
+                        waited, work = time.monotonic() - asked, self.annotator.work
                         table = self._rate(prepared, on_rows)
-                        cost = self.annotator.work - work, time.monotonic() - started
+                        now = time.monotonic()
+                        cost = self.annotator.work - work, now - began, waited
+                        began = now
                         if writing and (done := _result(writing, failures)):
                             self._report(done)
                         writing = prepared.number, writer.submit(self._commit, prepared, table, *cost)
@@ -142,15 +156,23 @@ class PartRater:
     def _claimed(
         self, numbers: Sequence[int], on_rows: Callable[[int], None]
     ) -> Iterator[tuple[int, contextlib.ExitStack]]:
-        """Parts that are there to do, each with the claim on it, to be closed when it is committed."""
-        for number in numbers:
-            with contextlib.ExitStack() as stack:
-                mine = self.claims is None or stack.enter_context(self.claims.take(f"part-{number:05d}"))
-                if storage.exists(part_path(self.output, number)):  # looked at under the claim: nobody writes it now
-                    start, stop = self.source.parts.span(number)
-                    on_rows(stop - start)
-                elif mine:
-                    yield number, stack.pop_all()
+        """Parts that are there to do, each with the claim on it, to be closed when it is committed.
+
+        Parts of other workers are looked at again in the end: such a worker may have been lost meanwhile.
+        """
+        left = list(numbers)
+        while left:
+            theirs = []
+            for number in left:
+                with contextlib.ExitStack() as stack:
+                    mine = self.claims is None or stack.enter_context(self.claims.take(f"part-{number:05d}"))
+                    if storage.exists(part_path(self.output, number)):  # looked at under the claim: nobody writes it
+                        on_rows(self.source.parts.count_rows([number]))
+                    elif mine:
+                        yield number, stack.pop_all()
+                    else:
+                        theirs.append(number)
+            left = theirs if len(theirs) < len(left) else []
 
     def _prepare(self, number: int, claim: contextlib.ExitStack) -> _Prepared:
         with _free_on_error(claim):
@@ -183,7 +205,9 @@ class PartRater:
             table = table.append_column(name, column)
         return table
 
-    def _commit(self, prepared: _Prepared, table: pa.Table, work: Work, seconds: float) -> RatedPart:
+    def _commit(
+        self, prepared: _Prepared, table: pa.Table, work: Work, seconds: float, waited_seconds: float
+    ) -> RatedPart:
         with _free_on_error(prepared.claim):
             lengths = prepared.windows.lengths
             counts = {
@@ -198,7 +222,7 @@ class PartRater:
             self.verify()
             write_part(self.output, prepared.number, table, counts)
         prepared.claim.close()
-        return RatedPart(prepared.number, counts, work, seconds)
+        return RatedPart(prepared.number, counts, work, seconds, waited_seconds)
 
 
 @contextlib.contextmanager
