@@ -95,7 +95,7 @@ def window_losses(
     tokens_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
     stops_BR = jnp.cumsum(lengths_BR, axis=1)
     inside_BRT = (tokens_T < stops_BR[..., None]) & (tokens_T >= (stops_BR - lengths_BR)[..., None])
-    return jnp.einsum("BT,BRT->BR", losses_BT, inside_BRT.astype(jnp.float32))
+    return jnp.sum(jnp.where(inside_BRT, losses_BT[:, None, :], 0.0), axis=-1)
 
 
 def packed_scores(
@@ -137,7 +137,9 @@ def _scores(
     x_BRD = llama.hidden_states(
         params, config, tokens_BT, positions_BT=positions_BT, attend=attend, only_ends=True, compute=compute
     )
-    return llama.final_norm(params, config, x_BRD.astype(jnp.float32)) @ params["head"]["kernel"].astype(jnp.float32)
+    x_BRD = llama.final_norm(params, config, x_BRD.astype(jnp.float32))
+    # By default accelerators round what they multiply to TF32 or bfloat16.
+    return jnp.matmul(x_BRD, params["head"]["kernel"].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def logits(
