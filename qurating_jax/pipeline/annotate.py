@@ -152,9 +152,11 @@ def _make_worker(config: Config, run: manifest.Run, plan: "Plan") -> "PartRater"
     """The models on the devices of this process, compiled for windows like the plan's."""
     import jax
 
+    from qurating_jax.parallel.compilation import keep_compilations
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.scoring.part_rater import PartRater
 
+    keep_compilations()
     models, source = _models(config), _input(config)
     annotator = models.load(
         _layout(config, models),
