@@ -16,6 +16,7 @@ from qurating_jax.parallel.options import Distributed, MeshShape, RayWorkers
 from qurating_jax.runtime import logs, manifest
 from qurating_jax.runtime.claims import claims_on
 from qurating_jax.runtime.errors import Unresolved, UserError
+from qurating_jax.runtime.manifest import Run
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qurating_jax.scoring.part_files import Plan
     from qurating_jax.scoring.part_rater import PartRater
     from qurating_jax.scoring.part_source import AnnotationInput
+
+Failures = dict[int, UserError]  # parts that could not be rated, and why
 
 _PARTS_PER_RAY_ITEM = 8  # within an item reading and writing overlap with rating
 
@@ -93,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
         make = partial(make_plan, source, files, models.tokenizer_path, config.window_tokens, config.max_windows)
         plan = shared_plan(config.output, make, claims_on(config.output))
         failures = {} if config.finish else _rate(config, run, plan, plan.parts.share(*shard))
-        return _finish(run, plan, models, failures, must_be_complete=config.finish)
+        return _finish(config, run, plan, models, failures)
 
 
 def _join(config: Config) -> tuple[int, int]:
@@ -148,7 +151,7 @@ def _layout(config: Config, models: "ModelSet") -> "Layout":
     )
 
 
-def _make_worker(config: Config, run: manifest.Run, plan: "Plan") -> "PartRater":
+def _make_worker(config: Config, run: Run, plan: "Plan") -> "PartRater":
     """The models on the devices of this process, compiled for windows like the plan's."""
     import jax
 
@@ -177,14 +180,14 @@ def _make_worker(config: Config, run: manifest.Run, plan: "Plan") -> "PartRater"
     )
 
 
-def _rate(config: Config, run: manifest.Run, plan: "Plan", numbers: Sequence[int]) -> dict[int, UserError]:
+def _rate(config: Config, run: Run, plan: "Plan", numbers: Sequence[int]) -> Failures:
     """Rates those parts that nobody has done or is doing; returns the ones that could not be rated."""
     from qurating_jax.runtime.progress import progress
     from qurating_jax.scoring.part_files import missing_parts
 
     missing = [number for number in missing_parts(config.output, plan.parts) if number in numbers]
     total, left = plan.parts.count_rows(numbers), plan.parts.count_rows(missing)
-    failures: dict[int, UserError] = {}
+    failures: Failures = {}
     with progress("annotate", total, "documents", start=total - left) as advance:
         if missing and config.executor == "ray":
             _rate_on_ray(config, run, plan, missing, advance, failures)
@@ -195,11 +198,11 @@ def _rate(config: Config, run: manifest.Run, plan: "Plan", numbers: Sequence[int
 
 def _rate_on_ray(
     config: Config,
-    run: manifest.Run,
+    run: Run,
     plan: "Plan",
     numbers: Sequence[int],
     advance: Callable[[int], None],
-    failures: dict[int, UserError],
+    failures: Failures,
 ) -> None:
     """The same by workers of a Ray cluster, each with the models on its own devices."""
     from qurating_jax.parallel.ray_workers import run_on_ray
@@ -214,22 +217,20 @@ def _rate_on_ray(
     run_on_ray(partial(_ray_worker, config, run, plan), items, on_done=on_done, options=config.ray)
 
 
-def _ray_worker(config: Config, run: manifest.Run, plan: "Plan") -> Callable[[Sequence[int]], dict[int, str]]:
+def _ray_worker(config: Config, run: Run, plan: "Plan") -> Callable[[Sequence[int]], dict[int, str]]:
     """Rates parts in a process of Ray's; returns what could not be rated, and why."""
     logs.setup()
     worker = _make_worker(config, run, plan)
 
     def work(numbers: Sequence[int]) -> dict[int, str]:
-        failures: dict[int, UserError] = {}
+        failures: Failures = {}
         worker.run(numbers, lambda _: None, failures)
         return {number: str(error) for number, error in failures.items()}
 
     return work
 
 
-def _finish(
-    run: manifest.Run, plan: "Plan", models: "ModelSet", failures: dict[int, UserError], *, must_be_complete: bool
-) -> dict[str, Any]:
+def _finish(config: Config, run: Run, plan: "Plan", models: "ModelSet", failures: Failures) -> dict[str, Any]:
     """The manifest, where every part is there; else what is missing."""
     from qurating_jax.scoring import part_files
 
@@ -238,7 +239,7 @@ def _finish(
     if failures:
         first = failures[min(failures)]
         raise Unresolved(f"{len(failures)} of {len(plan.parts)} parts could not be rated; first: {first}", counts)
-    if missing and must_be_complete:
+    if missing and config.finish:
         named = ", ".join(map(str, missing[:5])) + (" ..." if len(missing) > 5 else "")
         raise Unresolved(f"{run.output}: parts {named} are missing; run the command without --finish", counts)
     if missing:
