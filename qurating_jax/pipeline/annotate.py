@@ -197,12 +197,7 @@ def _rate(config: Config, run: Run, plan: "Plan", numbers: Sequence[int]) -> Fai
 
 
 def _rate_on_ray(
-    config: Config,
-    run: Run,
-    plan: "Plan",
-    numbers: Sequence[int],
-    advance: Callable[[int], None],
-    failures: Failures,
+    config: Config, run: Run, plan: "Plan", numbers: Sequence[int], advance: Callable[[int], None], failures: Failures
 ) -> None:
     """The same by workers of a Ray cluster, each with the models on its own devices."""
     from qurating_jax.parallel.ray_workers import run_on_ray
