@@ -93,9 +93,7 @@ class Annotator:
 
     def cut(self, texts: Sequence[str]) -> Windows:
         """The windows of texts."""
-        with_texts = any(
-            model.reads_texts or (model.tokenizer is None) != (self.tokenizer is None) for model in self.raters.values()
-        )
+        with_texts = any(model.reads_texts for model in self.raters.values())
         return cut(texts, self.tokenizer, self.window_tokens, with_texts=with_texts, max_windows=self.max_windows)
 
     def cut_tokens(self, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> Windows:

@@ -124,8 +124,8 @@ def find_models(
         window_tokens: longest window.
 
     Raises:
-        UserError: no such model, one made for shorter texts, scores without names, two models of one name, or
-            tokenizers that differ.
+        UserError: no such model, one made for shorter texts, scores without names, two models of one name or with
+            the same columns, or tokenizers that differ.
     """
     if criteria and len(raters) != 1:
         raise UserError(f"--criteria names the scores of one rater, and {len(raters)} are given; name them one by one")
@@ -160,7 +160,9 @@ def find_models(
             "other, the second time with --write sidecar"
         )
     identity, place = next(iter(cutters.values()), (WORD_TOKENIZER, None))
-    return ModelSet(found_raters, found_models, identity, place, tokenizer)
+    models = ModelSet(found_raters, found_models, identity, place, tokenizer)
+    _require_own_columns(models)
+    return models
 
 
 def _by_prefix(given: Sequence[str], option: str) -> dict[str, str]:
@@ -175,8 +177,17 @@ def _by_prefix(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def _digests(directories: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        name.rstrip("_") or "unnamed": manifest.input_digest([directory], storage.expand([directory], _FILES))
-        for name, directory in directories.items()
-    }
+def _require_own_columns(models: ModelSet) -> None:
+    """A criterion may be called like another model's prefix and criterion together."""
+    ratings = models.ratings()
+    twice = sorted({name for name in ratings if ratings.count(name) > 1})
+    if twice:
+        raise UserError(f"two models would write the columns of {', '.join(twice)}; give them other names (NAME=PATH)")
+
+
+def _digests(directories: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A list: another order of the models is another order of the columns."""
+    return [
+        {"prefix": prefix, **manifest.input_digest([directory], storage.expand([directory], _FILES))}
+        for prefix, directory in directories.items()
+    ]
