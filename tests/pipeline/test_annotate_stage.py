@@ -1,19 +1,15 @@
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 
+import annotate_runs as runs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_hf as tiny
 
-from qurating_jax.data.documents import Rejects, read_documents
 from qurating_jax.data.judgments import from_averages
 from qurating_jax.method.bradley_terry import win_probability
 from qurating_jax.pipeline import annotate
@@ -42,8 +38,6 @@ def word_rater(tmp_path_factory):
     fit(judgments, NgramConfig(bits=10, ridge=1.0)).save(directory)
     return directory
 
-CHANGING = ("log.txt", "config.yaml", "metrics.jsonl")  # what tells of times and places
-
 
 def _write(path, texts, **fields):
     rows = [{"id": f"d{n}", "text": text, **fields} for n, text in enumerate(texts)]
@@ -52,12 +46,7 @@ def _write(path, texts, **fields):
 
 
 def _run(tmp_path, name, source, rater, **options):
-    config = annotate.Config(
-        input=(source,), rater=(rater,), output=str(tmp_path / name), window_tokens=48, batch_tokens=512, **options
-    )
-    counts = annotate.main(config)
-    parts = sorted((tmp_path / name).glob("part-*.parquet"))
-    return counts, pa.concat_tables([pq.read_table(part) for part in parts])
+    return runs.annotate_here(tmp_path / name, source, rater, **options)
 
 
 def test_rows_stay_in_order_and_empty_text_has_no_rating(tmp_path, rater):
@@ -168,7 +157,7 @@ def test_a_part_with_other_rows_is_not_taken_for_done(tmp_path, rater, monkeypat
     _write(tmp_path / "in.jsonl", tiny.TEXTS)
     table = pq.read_table(tmp_path / "out" / "part-00001.parquet").slice(0, 2)
     pq.write_table(table, tmp_path / "out" / "part-00001.parquet")
-    with pytest.raises(UserError, match="holds 2 documents, not 3"):
+    with pytest.raises(UserError, match="holds 2 rows, not 3; remove it and run again"):
         _run(tmp_path, "out", source, rater, rows_per_part=3)
 
 
@@ -179,74 +168,23 @@ def test_no_documents_is_an_error(tmp_path, rater):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("kind", "copies"), [("rater", 40), ("word_rater", 400)])
-def test_kill_and_resume_gives_the_same_bytes(tmp_path, kind, copies, request):
+def test_an_n_gram_rater_is_killed_and_resumed(tmp_path, word_rater):
     """kill -9 after the first part; the same command finishes, and every file equals an uninterrupted run's."""
-    texts = [f"{text} {n}" for n, text in itertools.product(range(copies), tiny.TEXTS)]
-    source, rater = _write(tmp_path / "in.jsonl", texts), request.getfixturevalue(kind)
-    options = ["--input", source, "--rater", rater, "--window_tokens", "48", "--rows_per_part", "20"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-
-    def start(name):
-        words = [sys.executable, "-m", "qurating_jax", "annotate", *options, "--output", str(tmp_path / name)]
-        return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-
-    killed = start("killed")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "part-00001.parquet").exists():
+    source = _write(tmp_path / "in.jsonl", [f"{text} {n}" for n, text in itertools.product(range(400), tiny.TEXTS)])
+    options = ["--input", source, "--rater", word_rater, "--window_tokens", "48", "--rows_per_part", "20"]
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+    killed = runs.start(tmp_path / "killed", [*options, "--output", "out"])
+    deadline = time.monotonic() + runs.TIMEOUT
+    while not (tmp_path / "killed" / "out" / "part-00001.parquet").exists():
         assert killed.poll() is None, killed.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not (tmp_path / "killed" / "manifest.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("part-*.parquet")}
+    runs.kill(killed)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "out").glob("part-*.parquet")}
     for name in ("killed", "whole"):
-        process = start(name)
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+        runs.end(runs.start(tmp_path / name, [*options, "--output", "out"]))
     for path, time_ns in kept.items():
         assert path.stat().st_mtime_ns == time_ns  # not done again
-    names = sorted(path.name for path in (tmp_path / "whole").iterdir() if path.name not in CHANGING)
-    assert len(names) >= 12 + 2
-    for name in names:
-        if name != "manifest.json":
-            assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
-@pytest.mark.torch
-def test_real_documents_get_the_ratings_that_transformers_gives(tmp_path, real_data):
-    torch = pytest.importorskip("torch", reason="torch is installed by .ci/run")
-    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(real_data / "tokenizers" / "llama-test-tokenizer.json"))
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=32_064, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, id2label=dict(enumerate(tiny.CRITERIA)), initializer_range=0.3, pad_token_id=0,
-        )
-    ).eval()  # fmt: skip
-    model.save_pretrained(tmp_path / "rater")
-    tokenizer.save_pretrained(tmp_path / "rater")
-    names = ("qa_stackexchange", "science_arxiv_abstracts", "textbooks_openstax")
-    documents = []
-    for name in names:
-        with Rejects(None, "error") as rejects:
-            file = str(real_data / "raw" / f"{name}.jsonl.zst")
-            documents += list(itertools.islice(read_documents([file], rejects=rejects), 8))
-    source = _write(tmp_path / "in.jsonl", [document.text for document in documents])
-    config = annotate.Config(input=(source,), rater=(str(tmp_path / "rater"),), output=str(tmp_path / "out"))
-    annotate.main(config)
-    rows = pq.read_table(tmp_path / "out" / "part-00000.parquet").to_pylist()
-    assert len(rows) == 24
-    assert max(len(row["chunk_lengths"]) for row in rows) > 3
-    for row in rows:
-        ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-        assert len(ids) == row["length"]
-        windows = [ids[start : start + 512] for start in range(0, len(ids), 512)]
-        with torch.no_grad():
-            scores = np.stack([model(torch.tensor([window])).logits[0].numpy() for window in windows])
-        expected = np.average(scores.astype(np.float64), axis=0, weights=[len(window) for window in windows])
-        found = [row[f"{criterion}_average"] for criterion in tiny.CRITERIA]
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(runs.part_names(tmp_path / "whole" / "out")) == 120
+    runs.assert_same(runs.left_in(tmp_path / "killed" / "out"), runs.left_in(tmp_path / "whole" / "out"))
