@@ -29,7 +29,7 @@ _BATCH_TOKENS = {"cpu": 2048, "gpu": 65_536, "tpu": 32_768}
 ScoreFn = Callable[..., Array]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Work:
     """What has been computed so far.
 
