@@ -57,9 +57,10 @@ class ModelSet:
         return any(info.reads_texts for info in self.raters.values())
 
     def digests(self) -> dict[str, Any]:
-        """What identifies every model and the tokenizer, for a manifest."""
+        """What identifies every model, the tokenizer, and the order of the columns, for a manifest."""
         directories = {name: info.directory for name, info in self.raters.items()}
         return {
+            "ratings": self.ratings(),
             "raters": _digests(directories),
             "language_models": _digests(self.language_models),
             "tokenizer": self.tokenizer,
@@ -185,9 +186,8 @@ def _require_own_columns(models: ModelSet) -> None:
         raise UserError(f"two models would write the columns of {', '.join(twice)}; give them other names (NAME=PATH)")
 
 
-def _digests(directories: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A list: another order of the models is another order of the columns."""
-    return [
-        {"prefix": prefix, **manifest.input_digest([directory], storage.expand([directory], _FILES))}
-        for prefix, directory in directories.items()
-    ]
+def _digests(directories: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        prefix.removesuffix("_") or "(unnamed)": manifest.input_digest([place], storage.expand([place], _FILES))
+        for prefix, place in directories.items()
+    }
