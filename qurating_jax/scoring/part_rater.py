@@ -114,7 +114,11 @@ class PartRater:
             failures: gets the parts that cannot be read or written as they are; the others go on.
         """
         held: list[contextlib.ExitStack] = []
-        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        with (
+            contextlib.closing(self.source),
+            ThreadPoolExecutor(1, "read") as reader,
+            ThreadPoolExecutor(1, "write") as writer,
+        ):
             reading: tuple[int, Future[_Prepared]] | None = None
             writing: tuple[int, Future[RatedPart]] | None = None
             began = time.monotonic()

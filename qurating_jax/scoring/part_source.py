@@ -1,5 +1,6 @@
 """What an annotation reads: documents with texts, documents with token ids, or the token shards of `tokenize`."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ class PartSource(Protocol):
 
     def read(self, number: int, rejects: Rejects) -> PartDocuments:
         """The documents of a part; `UserError` where they cannot be read."""
+
+    def close(self) -> None:
+        """Closes what is open; reading on opens it again."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,12 @@ def make_plan(
     max_windows: int | None,
 ) -> Plan:
     """Cuts an input into parts and samples its windows; `UserError` where there is nothing to rate."""
-    opened = source.open(files, None)
-    if not len(opened.parts):
-        raise UserError("no documents in the input; nothing was rated")
-    log.info("annotate: %d rows in %d parts", opened.parts.num_rows, len(opened.parts))
-    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
-    return Plan(opened.parts, sample_window_sizes(opened, tokenizer, window_tokens, max_windows))
+    with contextlib.closing(source.open(files, None)) as opened:
+        if not len(opened.parts):
+            raise UserError("no documents in the input; nothing was rated")
+        log.info("annotate: %d rows in %d parts", opened.parts.num_rows, len(opened.parts))
+        tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+        return Plan(opened.parts, sample_window_sizes(opened, tokenizer, window_tokens, max_windows))
 
 
 def sample_window_sizes(
