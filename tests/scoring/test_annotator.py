@@ -76,10 +76,10 @@ def tokenizer(tmp_path_factory):
     return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "made")
 
 
-def annotator(tokenizer, *, max_windows=None, rater=None, language_model=None, **layout):
+def annotator(tokenizer, *, window_tokens=WINDOW, max_windows=None, rater=None, language_model=None, **layout):
     layout = Layout({"a_": ("opens", "ends")}, ("lm_",), **{"aggregates": AGGREGATES, **layout})
     raters, models = {"a_": rater or KnownRater()}, {"lm_": language_model or KnownLanguageModel()}
-    return Annotator(raters, models, tokenizer, WINDOW, max_windows, layout)
+    return Annotator(raters, models, tokenizer, window_tokens, max_windows, layout)
 
 
 def plain(scores, weights):
@@ -93,9 +93,9 @@ def plain(scores, weights):
     return {"chunks": chunks, "average": mean, "max": max(values), "min": min(values), "first": values[0]}
 
 
-def plain_row(text, tokenizer, max_windows=None):
+def plain_row(text, tokenizer, window_tokens, max_windows):
     ids = tokenizer.encode([text])[0].tolist()
-    pieces = [(start, ids[start : start + WINDOW]) for start in range(0, len(ids), WINDOW)]
+    pieces = [(start, ids[start : start + window_tokens]) for start in range(0, len(ids), window_tokens)]
     if max_windows == 2 and len(pieces) > 2:
         pieces = [pieces[0], pieces[-1]]
     sizes = [len(piece) for _, piece in pieces]
@@ -132,13 +132,13 @@ def assert_rows(table, expected):
 TEXTS = st.lists(st.text(st.sampled_from(list("the cell of a 🙂.")), max_size=60), max_size=6)
 
 
-@given(texts=TEXTS, max_windows=st.sampled_from([None, 2]))
-@settings(max_examples=60)
-def test_columns_are_those_of_plain_python(tokenizer, texts, max_windows):
-    made = annotator(tokenizer, max_windows=max_windows, bytes=max_windows is None)
+@given(texts=TEXTS, window_tokens=st.sampled_from([1, WINDOW]), max_windows=st.sampled_from([None, 2]))
+@settings(max_examples=100)
+def test_columns_are_those_of_plain_python(tokenizer, texts, window_tokens, max_windows):
+    made = annotator(tokenizer, window_tokens=window_tokens, max_windows=max_windows, bytes=max_windows is None)
     table = pa.table(made.columns(made.cut(texts), texts))
     assert table.column_names == made.layout.names()
-    assert_rows(table, [plain_row(text, tokenizer, max_windows) for text in texts])
+    assert_rows(table, [plain_row(text, tokenizer, window_tokens, max_windows) for text in texts])
 
 
 def test_columns_have_the_published_types(tokenizer):

@@ -1,6 +1,7 @@
 """Shapes of batches, who shares a row, and what stands where: properties, plain counts and lower bounds."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -229,6 +230,22 @@ def test_chosen_shapes_cost_no_more_than_plain_ones_and_are_few(case, max_shapes
         assert found <= planned_cost(lengths, powers, COSTS[cost]) * (1 + 0.001 * max_shapes)
 
 
+@given(st.lists(st.integers(1, 128), min_size=1, max_size=30), st.integers(1, 4), st.sampled_from(sorted(COSTS)))
+@settings(max_examples=100)
+def test_buckets_are_the_cheapest_of_all(lengths, max_shapes, cost):
+    lengths, tops = np.array(lengths, np.int64), range(16, 128, 16)
+    options = {"max_tokens": 128, "max_shapes": max_shapes, "can_pack": False, "cost": COSTS[cost]}
+    # The longest window is always reckoned with.
+    found, *all_costs = (
+        planned_cost(np.append(lengths, 128), shapes, COSTS[cost])
+        for shapes in (
+            choose_shapes(lengths, **options),
+            *(Shapes((*some, 128)) for n in range(max_shapes) for some in itertools.combinations(tops, n)),
+        )
+    )
+    assert min(all_costs) * (1 - 1e-12) <= found <= min(all_costs) / (1 - 0.001) ** max_shapes
+
+
 @pytest.mark.parametrize("name", mixtures(1))
 def test_little_of_the_mixtures_is_padding(name):
     """Shapes chosen from a sample and used on the rest: buckets alone would pad 3 % to 25 %."""
@@ -236,7 +253,7 @@ def test_little_of_the_mixtures_is_padding(name):
     sample, rest = lengths[::3], np.delete(lengths, slice(None, None, 3))
     shapes = choose_shapes(sample, max_tokens=512, max_shapes=8, can_pack=True, cost=COSTS["1.3B"])
     places = planned_cost(rest, shapes, COSTS["tokens"])
-    assert 1 - rest.sum() / places < 0.02
+    assert 1 - rest.sum() / places < (0.02 if name == "sentences" else 0.005)
 
 
 def test_rows_are_shared_only_where_that_saves_two_percent():
