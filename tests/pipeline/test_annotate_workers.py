@@ -3,6 +3,7 @@
 import collections
 import json
 import shutil
+import socket
 import subprocess
 import time
 
@@ -184,6 +185,22 @@ def test_shares_in_any_order_and_the_last_one_finishes(tmp_path, options, rater,
     again = runs.left_in(tmp_path / "out")["manifest.json"]
     assert again | {"config": None} == manifests[1] | {"config": None}
     assert sorted(runs.rated_parts(tmp_path / "out")) == list(range(NUM_PARTS))
+
+
+def test_processes_that_know_each_other_take_shares_without_asking(tmp_path, options, whole):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--distributed.mode", "explicit", "--distributed.coordinator", f"127.0.0.1:{port}"]
+    words += ["--distributed.num_processes", "2", "--distributed.process_id"]
+    for process in [runs.start(tmp_path, [*options, *words, str(number)]) for number in range(2)]:
+        runs.end(process)
+    runs.assert_same(runs.left_in(tmp_path / "out"), whole[0], but=("config.yaml", "manifest.json"))
+    manifests = [left["manifest.json"] | {"config": None} for left in (runs.left_in(tmp_path / "out"), whole[0])]
+    assert manifests[0] == manifests[1]
+    done = runs.rated_parts(tmp_path / "out")
+    assert [part for part in done if part < 20] == list(range(20))
+    assert [part for part in done if part >= 20] == list(range(20, NUM_PARTS))
 
 
 @pytest.mark.parametrize("share", ["2/2", "1", "x/2", "-1/2", "0/0"])
