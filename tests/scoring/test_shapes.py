@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qurating_jax.data.documents import Rejects, find_files, read_documents
+from qurating_jax.data.tokenizer import load_tokenizer
 from qurating_jax.method.windows import window_spans
 from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.flops import forward_flops
 from qurating_jax.scoring import shapes as module
 from qurating_jax.scoring.shapes import Shape, Shapes, choose_shapes, plan, share_rows
+from qurating_jax.scoring.windows import cut
 
 COSTS = {
     "tokens": lambda tokens: tokens,
@@ -254,6 +257,23 @@ def test_little_of_the_mixtures_is_padding(name):
     shapes = choose_shapes(sample, max_tokens=512, max_shapes=8, can_pack=True, cost=COSTS["1.3B"])
     places = planned_cost(rest, shapes, COSTS["tokens"])
     assert 1 - rest.sum() / places < (0.02 if name == "sentences" else 0.005)
+
+
+def test_little_of_real_documents_is_padding(real_data):
+    """Documents of ten domains; shapes chosen from every fourth window and used on the others."""
+    texts = []
+    for file in find_files([str(real_data / "raw")]):
+        with Rejects(None, "error") as rejects:
+            texts += [document.text for document in itertools.islice(read_documents([file], rejects=rejects), 60)]
+    tokenizer = load_tokenizer(str(real_data / "tokenizers" / "llama-test-tokenizer.json"))
+    sizes = cut(texts, tokenizer, 512, with_texts=False).sizes
+    assert 0.3 < (sizes == 512).mean() < 0.9
+    rest = np.delete(sizes, slice(None, None, 4))
+    for can_pack, bound in ((True, 0.01), (False, 0.05)):
+        options = {"max_tokens": 512, "max_shapes": 8, "can_pack": can_pack, "cost": COSTS["1.3B"]}
+        shapes = choose_shapes(sizes[::4], **options)
+        assert 1 - rest.sum() / planned_cost(rest, shapes, COSTS["tokens"]) < bound
+        assert (shapes.packed is not None) == can_pack
 
 
 def test_rows_are_shared_only_where_that_saves_two_percent():
