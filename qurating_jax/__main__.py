@@ -40,6 +40,7 @@ STAGES = {
     "judge batch status": Stage("judging.batch_status", "how far the batches of a run are"),
     "judge batch collect": Stage("judging.batch_collect", "finished batches -> answers in the run"),
     "bench judge": Stage("judging.bench", "how many requests per second the client side of judging can do"),
+    "bench annotate": Stage("bench_annotate", "tokens per second of annotation and what bounds it, beside PyTorch's"),
     "bench train-rater": Stage("bench_train_rater", "tokens per second of rater training, beside PyTorch's"),
     "judge mock-server": Stage("judging.mock_server", "a rehearsal endpoint on this machine with a known judge"),
     "train-rater": Stage("train_rater", "judgments -> rater (Bradley-Terry)"),

@@ -390,6 +390,7 @@ def test_help_of_a_stage_imports_no_jax(stage, stage_help):
     assert found["code"] == 0, found
     assert found["heavy"] == []
     assert f"qurating {stage}" in found["text"]
-    looks = ("criteria", "judging", "bench_train_rater")  # they look, measure or serve, and make no output
+    # They look, measure or serve, and make no output.
+    looks = ("criteria", "judging", "bench_annotate", "bench_train_rater")
     if STAGES[stage].module.split(".")[0] not in looks:
         assert "--output" in found["text"]

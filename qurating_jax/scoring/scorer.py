@@ -5,7 +5,7 @@ batch the host prepares the next.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ class BatchScorer:
                 on_done(num_tokens)
 
         with jax.set_mesh(self._mesh):
-            for batch in plan(sizes, self._shapes, self._num_rows):
+            for batch in self.plan(sizes):
                 in_flight.append((batch, self._dispatch(values, starts, sizes, batch)))
                 if len(in_flight) > _BATCHES_IN_FLIGHT:
                     collect()
@@ -146,6 +146,10 @@ class BatchScorer:
         for members, scores in results:
             out[members] = scores
         return out
+
+    def plan(self, sizes: NDArray[np.int64]) -> Iterator[Batch]:
+        """The batches that windows of these sizes (int64 [m]) are scored in."""
+        return plan(sizes, self._shapes, self._num_rows)
 
     def _check(self, num_values: int, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         if not len(sizes):
