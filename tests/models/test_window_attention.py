@@ -29,7 +29,7 @@ CONFIGS = {
     "qwen3-norm-tied": QWEN3,
     "window": WINDOW,
 }
-CASES = [*((name, 5) for name in CONFIGS), ("gqa", 1), ("window", 1), ("gqa", 2)]
+CASES = [*((name, 5) for name in CONFIGS), ("gqa", 1), ("window", 1)]
 
 
 def lengths_of(R):
@@ -216,7 +216,10 @@ def test_losses_of_the_next_tokens_are_token_losses():
     segments, positions = (np.zeros(tokens.shape, np.int32) for _ in range(2))
     for row, number, part in each_window(lengths):
         segments[row, part], positions[row, part] = number + 1, np.arange(part.stop - part.start)
-    losses, _ = heads.token_losses(params_of(LM), LM, tokens, segments, positions, compute=FLOAT32)
+    call = jax.jit(
+        lambda params, *batch: heads.token_losses(params, LM, *batch, compute=FLOAT32)[0], compiler_options=QUICK
+    )
+    losses = call(params_of(LM), tokens, segments, positions)
     # The same windows without their last tokens, which predict nothing.
     shorter = np.maximum(lengths - 1, 0)
     inputs, targets = np.zeros_like(tokens), np.zeros_like(tokens)
