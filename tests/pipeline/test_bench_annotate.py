@@ -12,12 +12,14 @@ import tiny_hf as tiny
 
 from qurating_jax.__main__ import main as command
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
+from qurating_jax.models.flops import forward_flops
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.pipeline import bench_annotate as bench
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.scoring.benching import contest, device, host, peer, samples, scaling, turns
-from qurating_jax.scoring.benching.setting import CRITERIA, Setting, numbered_tokenizer, padding, score, utilization
+from qurating_jax.scoring.benching import setting as module
+from qurating_jax.scoring.benching.setting import CRITERIA, Setting, numbered_tokenizer, padding, score
 from qurating_jax.scoring.benching.turns import Amount, Side
 from qurating_jax.scoring.part_source import AnnotationInput
 from qurating_jax.scoring.shapes import Shapes
@@ -233,15 +235,19 @@ def test_compared_windows_have_all_lengths(mixture):
     assert (sizes[0], sizes[-1], len(windows)) == (1, WINDOW, 12)
 
 
-def test_utilization_is_that_of_the_windows_own_operations(monkeypatch):
-    from qurating_jax.models.flops import forward_flops
-    from qurating_jax.scoring.benching import setting as module
-
-    sizes = np.array([10, 30])
-    per_token = (forward_flops(TINY, 10.0) + forward_flops(TINY, 30.0)) / 40
-    assert utilization(TINY, 100.0, sizes, 2) == {"flops_per_second": pytest.approx(100 * per_token, rel=1e-12)}
+def test_operations_and_mfu_are_those_of_the_windows_that_were_scored(monkeypatch, setting, params, mixture):
+    windows = np.array([0, 1, 3])
+    amount = module.our_side(setting.rater(params), mixture, [windows]).run(0)
+    flops = sum(forward_flops(TINY, float(mixture.sizes[window])) for window in windows)
+    assert amount == Amount(39, amount.places, pytest.approx(flops, rel=1e-12))
+    rater = peer.TorchRater(None, "cpu", False)
+    monkeypatch.setattr(peer.TorchRater, "score", lambda *_: None)
+    assert rater.side(mixture, [[windows[:2], windows[2:]]], TINY).run(0) == Amount(39, 70, amount.flops)
+    found = turns.summary([turns.Turn(amount, wall, 1.0, turns.Compiling()) for wall in (2.0, 4.0, 8.0)])
+    assert found["flops_per_second"] == pytest.approx(flops / 4, rel=1e-12)
+    assert module.mfu(1e9, 2) is None
     monkeypatch.setattr(module, "peak_flops", lambda kind: 1e9)
-    assert utilization(TINY, 100.0, sizes, 2)["mfu"] == pytest.approx(100 * per_token / 2e9, rel=1e-12)
+    assert module.mfu(1e9, 2) == 0.5
 
 
 # --- host -------------------------------------------------------------------------------------------------------------
@@ -328,6 +334,12 @@ def test_scaling_on_the_devices_of_this_process(monkeypatch):
     four = found["4"]
     assert four["host_seconds_per_batch_and_device"]["low"] == four["host_seconds_per_batch"]["low"] / 4
     assert four["tokens_per_second"]["low"] > 0
+
+
+def test_scaling_in_a_process_with_as_many_devices():
+    found = scaling.scaling(3, 1)
+    assert set(found) == {"1", "2"}
+    assert all(row["tokens_per_second"]["low"] > 0 for row in found.values())
 
 
 def test_a_process_that_fails_is_named(monkeypatch):

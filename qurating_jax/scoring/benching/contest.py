@@ -15,7 +15,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.benching import peer
 from qurating_jax.scoring.benching.peer import TorchRater
 from qurating_jax.scoring.benching.samples import Sample, deal, sample_of
-from qurating_jax.scoring.benching.setting import CRITERIA, Setting, our_side, padding, score, utilization
+from qurating_jax.scoring.benching.setting import CRITERIA, Setting, mfu, our_side, padding, score
 from qurating_jax.scoring.benching.turns import Compiling, Side, compiled, in_turns, ratios, summary
 from qurating_jax.scoring.neural import NeuralModel
 
@@ -50,7 +50,7 @@ class Contest:
         everything = [np.arange(len(sample))] * self.setting.rounds
         sides = {name: our_side(model, sample, everything) for name, model in models.items()}
         batches = [peer.batches_of(sample, self.peer_windows, is_sorted=False)] * self.setting.rounds
-        sides |= {name: rater.side(sample, batches) for name, rater in self.peers.items()}
+        sides |= {name: rater.side(sample, batches, self.setting.model) for name, rater in self.peers.items()}
         return self._measure(sample, models, sides, {})
 
     def mixture(self, sample: Sample) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Contest:
         model = self._suited(sample, attention=first)
         plan = list(model.scorer.plan(sample.sizes))
         members = [np.sort(batch.members[batch.members >= 0]) for batch in plan]
-        hands = deal(members, [int(sample.sizes[windows].sum()) for windows in members], turn_tokens, rounds)
+        dealt = deal(members, [int(sample.sizes[windows].sum()) for windows in members], turn_tokens, rounds)
         models = {f"ours ({first})": model}
-        sides = {name: our_side(model, sample, [np.concatenate(hand) for hand in hands]) for name in models}
+        sides = {name: our_side(model, sample, [np.concatenate(hand) for hand in dealt]) for name in models}
         waste = {name: padding(model, sample.sizes) for name in models}
         eager = {name: rater for name, rater in self.peers.items() if not rater.compiled}  # shapes vary
         for name, rater in eager.items():
@@ -70,7 +70,8 @@ class Contest:
                 batches = peer.batches_of(sample, self.peer_windows, is_sorted=is_sorted)
                 batches.sort(key=lambda batch: peer.places(sample, batch) / len(batch))
                 tokens = [int(sample.sizes[batch].sum()) for batch in batches]
-                sides[f"{name}, {suffix}"] = rater.side(sample, deal(batches, tokens, turn_tokens, rounds))
+                hands = deal(batches, tokens, turn_tokens, rounds)
+                sides[f"{name}, {suffix}"] = rater.side(sample, hands, self.setting.model)
                 waste[f"{name}, {suffix}"] = 1 - sum(tokens) / sum(peer.places(sample, batch) for batch in batches)
         found = self._measure(sample, models, sides, waste)
         return found | {"windows": len(sample), "mean_window_tokens": float(sample.sizes.mean())}
@@ -98,9 +99,7 @@ class Contest:
                 entry["shapes"] = len({batch.shape for batch in models[name].scorer.plan(sample.sizes)})
             if name in waste:
                 entry["padding_of_all"] = waste[name]
-            speed = entry["tokens_per_second"]["median"]
-            num_devices = self.setting.mesh.size if name in models else 1
-            entry |= utilization(self.setting.model, speed, sample.sizes, num_devices)
+            entry["mfu"] = mfu(entry["flops_per_second"], self.setting.mesh.size if name in models else 1)
         first = next(iter(models))
         found["ratios"] = {
             mine: {

@@ -18,7 +18,7 @@ from qurating_jax.models.flops import peak_flops
 from qurating_jax.models.llama import Params
 from qurating_jax.scoring.benching.host import rate
 from qurating_jax.scoring.benching.samples import Sample, sample_of
-from qurating_jax.scoring.benching.setting import CRITERIA, Setting, our_side, score
+from qurating_jax.scoring.benching.setting import CRITERIA, Setting, mfu, our_side, score
 from qurating_jax.scoring.benching.turns import Amount, in_turns, ratios, spread, summary
 from qurating_jax.scoring.part_source import AnnotationInput
 
@@ -120,16 +120,19 @@ def end_to_end(
             with tempfile.TemporaryDirectory() as output:
                 rate(source, parts, model, model.tokenizer, setting.window_tokens, output)
             done = model.work - before
-            return Amount(done.tokens, done.places)
+            return Amount(done.tokens, done.places, done.flops)
 
         scorer = our_side(model, sample, [np.arange(len(sample))] * rounds)
         sides = {"Parquet to Parquet": dataclasses.replace(scorer, run=annotate), "scorer alone": scorer}
         turns = in_turns(sides, rounds)
     first, second = sides
+    found = {name: summary(of_side) for name, of_side in turns.items()}
+    for entry in found.values():
+        entry["mfu"] = mfu(entry["flops_per_second"], setting.mesh.size)
     return {
         "documents": len(lengths),
         "parts": len(parts),
-        "sides": {name: summary(of_side) for name, of_side in turns.items()},
+        "sides": found,
         "ratio": ratios(turns[first], turns[second]),
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.models.config import DecoderConfig
+from qurating_jax.models.flops import forward_flops
 from qurating_jax.scoring.benching.samples import Sample
 from qurating_jax.scoring.benching.turns import Amount, Side
 from qurating_jax.scoring.scorer import lay_out
@@ -61,6 +62,7 @@ class TorchRater:
 
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         torch.set_num_threads(os.cpu_count() or 1)
+        transformers.utils.logging.disable_progress_bar()
         network = transformers.LlamaForSequenceClassification.from_pretrained(
             directory, dtype=getattr(torch, dtype), attn_implementation="sdpa", pad_token_id=0
         )
@@ -84,15 +86,16 @@ class TorchRater:
                 found.append(self.network(input_ids=ids, attention_mask=mask, use_cache=False).logits)
             return torch.cat(found).float().cpu().numpy()  # waits for the device
 
-    def side(self, sample: Sample, shares: Sequence[Sequence[NDArray[np.int64]]]) -> Side:
-        """Scores a share of batches a round."""
+    def side(self, sample: Sample, shares: Sequence[Sequence[NDArray[np.int64]]], config: DecoderConfig) -> Side:
+        """Scores a share of batches a round; `config` is the network's architecture."""
         # A whole batch is compiled for; on a CPU, where it takes seconds, a part of one touches all weights.
         first = shares[0][0] if self.compiled or self.device != "cpu" else shares[0][0][:_WARM_WINDOWS]
 
         def run(number: int) -> Amount:
             self.score(sample, shares[number])
-            tokens = sum(int(sample.sizes[batch].sum()) for batch in shares[number])
-            return Amount(tokens, sum(places(sample, batch) for batch in shares[number]))
+            sizes = sample.sizes[np.concatenate(shares[number])]
+            flops = float(forward_flops(config, sizes.astype(np.float64)).sum())
+            return Amount(int(sizes.sum()), sum(places(sample, batch) for batch in shares[number]), flops)
 
         return Side(lambda: self.score(sample, [first]), run)
 

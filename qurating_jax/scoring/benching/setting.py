@@ -12,7 +12,7 @@ from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.models import llama
 from qurating_jax.models.axes import logical_axes
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
-from qurating_jax.models.flops import forward_flops, peak_flops
+from qurating_jax.models.flops import peak_flops
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel.rules import tree_shardings
 from qurating_jax.scoring.benching.samples import Sample
@@ -85,7 +85,7 @@ def our_side(model: NeuralModel, sample: Sample, shares: list[NDArray[np.int64]]
         before = model.work
         score(model, sample, shares[number])
         done = model.work - before
-        return Amount(done.tokens, done.places)
+        return Amount(done.tokens, done.places, done.flops)
 
     return Side(lambda: score(model, sample, shares[0][:1]), run)
 
@@ -101,12 +101,7 @@ def padding(model: NeuralModel, sizes: NDArray[np.int64]) -> float:
     return 1 - float(sizes.sum()) / places
 
 
-def utilization(
-    config: DecoderConfig, tokens_per_second: float, sizes: NDArray[np.int64], devices: int
-) -> dict[str, Any]:
-    """FLOP/s that the model needs at a speed on windows like these, and MFU where the devices' peak is known."""
-    per_token = float(forward_flops(config, sizes.astype(np.float64)).sum() / sizes.sum())
-    found = {"flops_per_second": per_token * tokens_per_second}
-    if peak := peak_flops(jax.local_devices()[0].device_kind):
-        found["mfu"] = found["flops_per_second"] / (peak * devices)
-    return found
+def mfu(flops_per_second: float, devices: int) -> float | None:
+    """Share of the peak of so many devices like those here; None where it is not known."""
+    peak = peak_flops(jax.local_devices()[0].device_kind)
+    return flops_per_second / (peak * devices) if peak else None

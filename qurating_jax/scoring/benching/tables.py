@@ -14,8 +14,8 @@ _RATIOS = ("ours / other", "wall, medians", "wall, rounds", "CPU, medians", "CPU
 def contest(title: str, found: Mapping[str, Any]) -> "list[Table]":
     """The sides of a contest, with the padding of what they did and of the whole sample, and the ratios of speeds."""
     sides = table(
-        title, "side", "tokens/s (low to high)", "tokens/CPU-s", "padding", "whole padding", "TFLOP/s", "MFU",
-        "first turn s", "shapes", "compiled", "in compiler s",
+        title, "side", "tokens/s (low to high)", "tokens/CPU-s", "padding", "of all", "TFLOP/s", "MFU",
+        "first turn s", "shapes", "compiled", "compile s",
     )  # fmt: skip
     for name, side in found["sides"].items():
         programs = f"{side['programs']} ({side['from_cache']} cached)" if "programs" in side else NOTHING
@@ -87,16 +87,11 @@ def ceilings(found: Mapping[str, Any]) -> "list[Table]":
 
 def end_to_end(found: Mapping[str, Any]) -> "list[Table]":
     """Files beside the scorer alone."""
-    made = table(
-        f"{found['documents']} documents of token ids, {found['parts']} parts",
-        "side",
-        "tokens/s (low to high)",
-        "tokens/CPU-s",
-        "padding",
-    )
+    title = f"{found['documents']} documents of token ids, {found['parts']} parts"
+    made = table(title, "side", "tokens/s (low to high)", "tokens/CPU-s", "padding", "MFU")
     for name, side in found["sides"].items():
         cpu = f"{side['tokens_per_cpu_second']['median']:.0f}"
-        add_row(made, name, rate(side["tokens_per_second"]), cpu, percent(side["padding"]))
+        add_row(made, name, rate(side["tokens_per_second"]), cpu, percent(side["padding"]), percent(side["mfu"]))
     return [made, _one_ratio(found["ratio"], "Parquet to Parquet / scorer alone")]
 
 

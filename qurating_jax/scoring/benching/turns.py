@@ -22,10 +22,17 @@ _FROM_CACHE = "/jax/compilation_cache/cache_hits"
 
 @dataclass(frozen=True)
 class Amount:
-    """What a side has done in a turn: tokens of windows, and places of the batches they were in (0: not known)."""
+    """What a side has done in a turn.
+
+    Attributes:
+        tokens: of windows.
+        places: of the batches they were in, padding included; 0: there are none.
+        flops: operations that the model needs for these windows, padding excluded; 0: there is no model.
+    """
 
     tokens: int
     places: int = 0
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,12 @@ def compiled(parts: Sequence[Compiling]) -> dict[str, Any]:
 
 
 def summary(turns: Sequence[Turn]) -> dict[str, Any]:
-    """Tokens per second of a side: median, lowest and highest, by wall clock and by CPU seconds; its padding."""
+    """Tokens per second of a side by wall clock and by CPU seconds, its FLOP/s (median) and its padding."""
     tokens, places = (sum(getattr(turn.amount, name) for turn in turns) for name in ("tokens", "places"))
     return {
         "tokens_per_second": spread([turn.amount.tokens / turn.wall for turn in turns]),
         "tokens_per_cpu_second": spread([turn.amount.tokens / turn.cpu for turn in turns]),
+        "flops_per_second": float(np.median([turn.amount.flops / turn.wall for turn in turns])),
         "padding": 1 - tokens / places if places else None,
     }
 
