@@ -162,21 +162,24 @@ class PartRater:
     ) -> Iterator[tuple[int, contextlib.ExitStack]]:
         """Parts that are there to do, each with the claim on it, to be closed when it is committed.
 
-        Parts of other workers are looked at again in the end: such a worker may have been lost meanwhile.
+        Those that another worker had are looked at again: it may have died, or failed on them.
         """
-        left = list(numbers)
-        while left:
-            theirs = []
-            for number in left:
+        passed = list(numbers)
+        while passed:
+            numbers, passed = passed, []
+            for number in numbers:
                 with contextlib.ExitStack() as stack:
                     mine = self.claims is None or stack.enter_context(self.claims.take(f"part-{number:05d}"))
-                    if storage.exists(part_path(self.output, number)):  # looked at under the claim: nobody writes it
-                        on_rows(self.source.parts.count_rows([number]))
+                    # Looked at under the claim: nobody writes it now.
+                    if storage.exists(part_path(self.output, number)):
+                        start, stop = self.source.parts.span(number)
+                        on_rows(stop - start)
                     elif mine:
                         yield number, stack.pop_all()
                     else:
-                        theirs.append(number)
-            left = theirs if len(theirs) < len(left) else []
+                        passed.append(number)
+            if len(passed) == len(numbers):
+                return  # all with workers that live
 
     def _prepare(self, number: int, claim: contextlib.ExitStack) -> _Prepared:
         with _free_on_error(claim):

@@ -24,7 +24,7 @@ from qurating_jax.scoring.part_files import Plan
 log = logging.getLogger(__name__)
 
 _TOKENIZED = "rows.parquet"  # stands in an output of `tokenize`
-_SAMPLED_PARTS, _SAMPLED_DOCUMENTS = 8, 256
+_SAMPLED_PARTS, _SAMPLED_DOCUMENTS, _SAMPLED_CHARACTERS = 8, 256, 4 << 20
 
 
 class PartSource(Protocol):
@@ -158,7 +158,10 @@ def sample_window_sizes(
             lengths = np.diff(found.tokens[1][: _SAMPLED_DOCUMENTS + 1])
         else:
             assert tokenizer is not None
-            lengths = np.diff(tokenizer.encode_flat(texts_of(found)[:_SAMPLED_DOCUMENTS])[1])
+            texts = texts_of(found)[:_SAMPLED_DOCUMENTS]
+            ends = np.cumsum([len(text) for text in texts])  # a sample of books stops early, every worker waits for it
+            texts = texts[: 1 + int(np.searchsorted(ends, _SAMPLED_CHARACTERS))]
+            lengths = np.diff(tokenizer.encode_flat(texts)[1])
         sizes.append(window_spans(lengths, window_tokens, max_windows)[2])
     return np.concatenate(sizes)
 
