@@ -9,13 +9,11 @@ with `add_special_tokens=False`. Two consequences, both on purpose:
   texts that begin with a space) has no say. `save` names the class that reads the file.
 """
 
-import itertools
 import json
 import logging
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +85,8 @@ class TextTokenizer:
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of all texts, one after another: what `encode` gives, in memory close to that of its result.
 
-        `tokenizers` takes about 100 bytes for a token until its encoding is dropped, so texts are encoded about 1 MB at
-        a time. A thread encodes while this one makes arrays of what was encoded before.
+        `tokenizers` takes a few hundred bytes for a token until its encoding is dropped, so about 1 MB of texts is
+        encoded at a time; two batches are under way, so that one is encoded while the other becomes arrays.
 
         Args:
             texts: n texts.
@@ -100,19 +98,16 @@ class TextTokenizer:
             ValueError: a text is not a string of Unicode characters (a lone surrogate).
         """
         values, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-            running: deque[Future[list[Encoding]]] = deque()
-            first = 0
-            for batch in itertools.chain(_batches(texts), [None]):
-                if batch is not None:
-                    running.append(thread.submit(self._encode, batch, first))
-                    first += len(batch)
-                while len(running) > (0 if batch is None else 1):
-                    encodings = running.popleft().result()
-                    values += [np.array(encoding.ids, np.int32) for encoding in encodings]
-                    lengths.append(np.array([len(encoding) for encoding in encodings], np.int64))
-                    del encodings
+        with ThreadPoolExecutor(2, thread_name_prefix="encode") as threads:
+            for ids, sizes in threads.map(self._encode_batch, _batches(texts)):
+                values.append(ids)
+                lengths.append(sizes)
         return np.concatenate(values), np.cumsum(np.concatenate(lengths))
+
+    def _encode_batch(self, batch: tuple[int, list[str]]) -> tuple[np.ndarray, np.ndarray]:
+        encodings = self._encode(batch[1], batch[0])
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return np.concatenate(ids), np.array([len(one) for one in ids], np.int64)
 
     def _encode(self, texts: list[str], first: int = 0) -> "list[Encoding]":
         try:
@@ -287,18 +282,14 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Consecutive texts of about `_BATCH_CHARACTERS` together."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Consecutive texts of about `_BATCH_CHARACTERS` together, with the number of the first one."""
+    first, size = 0, 0
+    for number, text in enumerate(texts):
         size += len(text) if isinstance(text, str) else 0
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        if size >= _BATCH_CHARACTERS or number + 1 == len(texts):
+            yield first, list(texts[first : number + 1])
+            first, size = number + 1, 0
 
 
 def _what_is_wrong(texts: Sequence[Any], first: int) -> str:
