@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qurating_jax.data.long_texts import PIECE_CHARACTERS, encode_long
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 
@@ -86,7 +87,8 @@ class TextTokenizer:
         """Token ids of all texts, one after another: what `encode` gives, in memory close to that of its result.
 
         `tokenizers` takes a few hundred bytes for a token until its encoding is dropped, so about 1 MB of texts is
-        encoded at a time; two batches are under way, so that one is encoded while the other becomes arrays.
+        encoded at a time (longer texts in pieces, see `long_texts`); two batches are under way, so that one is encoded
+        while the other becomes arrays.
 
         Args:
             texts: n texts.
@@ -105,8 +107,15 @@ class TextTokenizer:
         return np.concatenate(values), np.cumsum(np.concatenate(lengths))
 
     def _encode_batch(self, batch: tuple[int, list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        encodings = self._encode(batch[1], batch[0])
+        first, texts = batch
+        long = {n: text for n, text in enumerate(texts) if isinstance(text, str) and len(text) > PIECE_CHARACTERS}
+        encodings = self._encode(["" if n in long else text for n, text in enumerate(texts)], first)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        for number, text in long.items():
+            try:
+                ids[number] = encode_long(self._tokenizer, text)
+            except TypeError:
+                raise ValueError(_what_is_wrong([text], first + number)) from None
         return np.concatenate(ids), np.array([len(one) for one in ids], np.int64)
 
     def _encode(self, texts: list[str], first: int = 0) -> "list[Encoding]":
