@@ -21,8 +21,19 @@ _AGREED_TOKENS = 64
 
 def encode_long(tokenizer: "Tokenizer", text: str) -> NDArray[np.int32]:
     """Token ids of a text, the same as from `encode`: int32 [num_tokens], no special tokens added."""
+    try:
+        ids = _encode_in_pieces(tokenizer, text)
+    except TypeError:  # no Unicode
+        raise
+    except Exception:  # half a word may be one that the vocabulary lacks; the library raises nothing narrower
+        ids = None
+    return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32) if ids is None else ids
+
+
+def _encode_in_pieces(tokenizer: "Tokenizer", text: str) -> NDArray[np.int32] | None:
+    """None where two pieces do not agree."""
     ids: list[NDArray[np.int32]] = []
-    before: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None  # of the piece that is not joined to the next yet
+    before: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None  # the piece that is not joined to the next yet
     start = 0
     while True:
         stop = min(start + PIECE_CHARACTERS, len(text))
@@ -30,7 +41,7 @@ def encode_long(tokenizer: "Tokenizer", text: str) -> NDArray[np.int32]:
         if before is not None:
             joint = _find_joint(before, piece, start + _OVERLAP_CHARACTERS // 4, start + _OVERLAP_CHARACTERS * 3 // 4)
             if joint is None:
-                return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+                return None
             ids.append(before[0][: joint[0]])
             piece = piece[0][joint[1] :], piece[1][joint[1] :]
         if stop == len(text):

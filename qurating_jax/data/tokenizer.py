@@ -162,6 +162,11 @@ class TextTokenizer:
         return next((special[token] for token in _USUAL_EOS_TOKENS if token in special), None)
 
 
+def has_tokenizer(directory: str) -> bool:
+    """True where a directory holds a tokenizer.json of its own."""
+    return storage.exists(storage.join(directory, _FILE))
+
+
 def load_tokenizer(path_or_id: str, revision: str | None = None) -> TextTokenizer:
     """Loads a tokenizer.
 

@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from qurating_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from qurating_jax.data.tokenizer import TextTokenizer, has_tokenizer, load_tokenizer
 from qurating_jax.method.windows import window_spans
 from qurating_jax.models import heads, hf
 from qurating_jax.models.base import require_positions
@@ -150,6 +150,10 @@ def check_tokenizer(directory: str, tokenizer: str | None, context_tokens: int) 
         raise UserError(
             f"{directory}: its tokenizer has {found.vocab_size} tokens, the model {config.vocab_size}; give the "
             "tokenizer that the model was trained with"
+        )
+    if tokenizer is not None and has_tokenizer(directory) and load_tokenizer(directory).identity != found.identity:
+        raise UserError(
+            f"{tokenizer}: not the tokenizer in {directory}, which its model was trained with; leave it out"
         )
     return found.identity
 

@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from qurating_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from qurating_jax.data.tokenizer import TextTokenizer, has_tokenizer, load_tokenizer
 from qurating_jax.method.windows import weighted_means
 from qurating_jax.models import heads, hf
 from qurating_jax.models.attention_kernels import accelerator
@@ -166,6 +166,14 @@ def check(
         raise UserError(
             f"{directory}: its tokenizer has {text_tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
             "give the tokenizer that the rater was trained with"
+        )
+    if (
+        tokenizer is not None
+        and has_tokenizer(directory)
+        and load_tokenizer(directory).identity != text_tokenizer.identity
+    ):
+        raise UserError(
+            f"{tokenizer}: not the tokenizer in {directory}, which its rater was trained with; leave it out"
         )
     return config, labels, text_tokenizer
 

@@ -64,6 +64,13 @@ def test_pieces_that_do_not_agree_are_encoded_at_once(short_pieces, monkeypatch)
     assert tokenizer.lengths[-1] == len(text)
 
 
+def test_half_a_word_that_is_no_token_costs_only_memory(short_pieces):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"hundreds": 0, "thousands": 1}))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    text = "hundreds thousands " * 4000
+    assert encode_long(words, text).tolist() == [0, 1] * 4000
+
+
 def test_a_tokenizer_takes_long_texts_in_pieces(tmp_path, monkeypatch):
     loaded = tiny.make_tokenizer(tmp_path / "tokenizer")
     long = "".join(f"{text} {number} " for number, text in enumerate(tiny.TEXTS * 900))

@@ -97,8 +97,10 @@ def test_a_document_of_40_megabytes(tmp_path, rater):
     text = " ".join(words[number] for number in chosen)
     assert len(text) >= 40_000_000
     source = _texts(tmp_path / "in.jsonl", [words[0], text, words[1]])
+    bare = shutil.copytree(rater, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
     options = {"tokenizer": str(tmp_path / "words"), "bytes_per_part": 1 << 20}
-    counts, table = runs.annotate_here(tmp_path / "out", source, rater, **options)
+    counts, table = runs.annotate_here(tmp_path / "out", source, str(bare), **options)
     assert (counts["parts"], counts["tokens"], counts["windows"]) == (3, 100_012, 2 + 2084)
     assert table["text"].to_pylist()[1] == text
     assert table["chunk_lengths"].to_pylist()[1] == [48] * 2083 + [100_010 - 48 * 2083]
@@ -209,6 +211,8 @@ def test_models_that_cannot_rate_are_refused_before_any_work(tmp_path, rater, lm
         ((f"a={rater}", f"a={rater}"), {}, "two are called a"),
         ((rater, f"b={rater}"), {"criteria": tiny.CRITERIA}, "--criteria names the scores of one rater"),
         (rater, {"language_model": (str(other),)}, "have different tokenizers"),
+        (rater, {"tokenizer": str(other)}, "not the tokenizer in .*, which its rater was trained with"),
+        ((), {"language_model": (lm,), "tokenizer": str(other)}, "which its model was trained with; leave it out"),
         (rater, {"window_tokens": 65}, "up to 64 tokens, not 65"),
     ]
     for given, options, match in refusals:

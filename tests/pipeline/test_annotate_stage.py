@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+import shutil
 import time
 
 import annotate_runs as runs
@@ -17,7 +18,6 @@ from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.ngrams import NgramModel, fit
 from qurating_jax.scoring.options import NgramConfig
-from qurating_jax.scoring.rater import Rater
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +97,24 @@ def test_an_n_gram_rater_rates_windows_of_words(tmp_path, word_rater):
 
 def test_the_tokenizer_is_part_of_what_a_run_is_made_of(tmp_path, rater):
     source = _write(tmp_path / "in.jsonl", tiny.TEXTS)
-    _run(tmp_path, "out", source, rater)
-    identity = Rater.load(rater, window_tokens=48).model.tokenizer.identity
-    assert manifest.read(str(tmp_path / "out"))["determined"]["inputs"]["tokenizer"] == identity
-    tiny.make_tokenizer(tmp_path / "other")
-    document = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    bare, own, other = tmp_path / "bare", tmp_path / "own", tmp_path / "other"
+    shutil.copytree(rater, bare)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    identities = [tiny.make_tokenizer(place).identity for place in (own, other)]
+    document = json.loads((other / "tokenizer.json").read_text())
     document["model"]["merges"] = document["model"]["merges"][:5]
-    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(document))
+    (other / "tokenizer.json").write_text(json.dumps(document))
+    _run(tmp_path, "out", source, str(bare), tokenizer=str(own))
+    assert manifest.read(str(tmp_path / "out"))["determined"]["inputs"]["tokenizer"] == identities[0]
     with pytest.raises(UserError, match=r"holds another run .*tokenizer was"):
-        _run(tmp_path, "out", source, rater, tokenizer=str(tmp_path / "other"))
+        _run(tmp_path, "out", source, str(bare), tokenizer=str(other))
+    with pytest.raises(UserError, match=r"bare: .*"):
+        _run(tmp_path, "none", source, str(bare))
+    # A rater that has its own tokenizer takes no other.
+    with pytest.raises(UserError, match=r"other: not the tokenizer in .*, which its rater was trained with"):
+        _run(tmp_path, "none", source, rater, tokenizer=str(other))
+    _run(tmp_path, "same", source, rater, tokenizer=str(own))
 
 
 def test_parts_of_any_size_hold_the_same_ratings(tmp_path, rater):
