@@ -1,6 +1,7 @@
 """Workers of `annotate` that are killed, come together, come late or run out of disk: the bytes are the same."""
 
 import collections
+import io
 import json
 import shutil
 import socket
@@ -8,7 +9,9 @@ import subprocess
 import time
 
 import annotate_runs as runs
+import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny_hf as tiny
 
@@ -209,3 +212,26 @@ def test_a_share_that_is_none_is_a_usage_error(tmp_path, options, share, capsys)
     assert code == 2
     assert "is not i/n" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_object_store_has_shares_and_no_claims(tmp_path, options, whole):
+    """Two shares into a store without locks, in this process, whose memory it is; the last one finishes."""
+    place = f"memory://{tmp_path.name}/out"
+    store = fsspec.filesystem("memory")
+    for shard, finished in (("1/2", False), ("0/2", True)):
+        given = [*options[: options.index("--output")], "--output", place, "--shard", shard]
+        assert command(["annotate", *given]) == 0
+        assert store.exists(f"{place}/manifest.json") == finished
+    names = {name.rpartition("/")[2] for name in store.find(place)}
+    assert names == set(whole[0])
+    assert store.cat(f"{place}/rejected.jsonl") == whole[0]["rejected.jsonl"]
+    for name in sorted(names):
+        if name.endswith(".parquet"):
+            contents = store.cat(f"{place}/{name}"), whole[0][name]
+            found, expected = (pq.read_table(io.BytesIO(content)) for content in contents)
+            assert found.schema == expected.schema
+            ratings = [name for name in found.column_names if name.endswith("_average")]
+            assert found.select(["id", "index", "length"]) == expected.select(["id", "index", "length"])
+            for rating in ratings:  # the other run has one device
+                one, other = (table[rating].to_numpy(zero_copy_only=False).astype(float) for table in (found, expected))
+                np.testing.assert_allclose(one, other, atol=2e-5 * np.nanmax(np.abs(other), initial=1.0))
