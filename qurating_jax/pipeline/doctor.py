@@ -17,6 +17,7 @@ EXTRAS = {
     "eval": "lm_eval",
     "report": "matplotlib",
     "datasets": "datasets",
+    "ray": "ray",
     "cuda": "jax_cuda13_plugin",
     "tpu": "libtpu",
 }
