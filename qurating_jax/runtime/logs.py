@@ -1,16 +1,29 @@
 """Log lines: plain, on stderr, and once more in the output directory's `log.txt`."""
 
 import logging
+import sys
 from pathlib import Path
+from typing import TextIO
 
 _FORMAT = "%(asctime)s %(message)s"
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what `sys.stderr` is at the time: it may be replaced, and what it was be closed."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 def setup() -> None:
     """Sends the package's log lines to stderr (the command calls this once)."""
     logger = logging.getLogger("qurating_jax")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StderrHandler()
         handler.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
