@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qurating_jax.data import documents
+from qurating_jax.data import document_columns, documents
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 
@@ -28,28 +28,20 @@ class Source:
         """The columns of all files together; for files that are not Parquet this takes one pass over them.
 
         Raises:
-            UserError: two files give one column types that do not fit.
+            UserError: no rows, or two files give one column types that do not fit.
         """
-        schemas: list[pa.Schema] = []
-        for file in self._files:
-            found = [_parquet_schema(file)] if _is_parquet(file) else [block.schema for block in self._row_blocks(file)]
-            try:
-                schemas = [pa.unify_schemas([*schemas, *found], promote_options="permissive")]
-            except pa.ArrowException as error:
-                raise UserError(f"{file}: its columns do not fit the files before it ({_one_line(error)})") from None
-        return schemas[0].remove_metadata()
+        found = [
+            (file, schema)
+            for file in self._files
+            for schema in ([_parquet_schema(file)] if _is_parquet(file) else self._block_schemas(file))
+        ]
+        if not found:
+            raise UserError(f"{', '.join(self._files)[:200]}: no documents; there is nothing to select from")
+        return document_columns.common_schema(found).remove_metadata()
 
     def has(self, field: str) -> bool:
         """True where the documents have this column or dotted path."""
-        name, *path = _split(field, self.schema)
-        if name not in self.schema.names:
-            return False
-        kind = self.schema.field(name).type
-        for part in path:
-            if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-                return False
-            kind = kind.field(part).type
-        return True
+        return document_columns.has(self.schema, field)
 
     def tables(self, fields: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All rows, block by block, with all columns or only those that the (dotted) fields need."""
@@ -57,7 +49,10 @@ class Source:
         schema = self.schema if wanted is None else pa.schema([field for field in self.schema if field.name in wanted])
         for file in self._files:
             for block in _parquet_blocks(file, schema.names) if _is_parquet(file) else self._row_blocks(file, schema):
-                yield _conform(block, schema)
+                yield document_columns.conform(file, block, schema)
+
+    def _block_schemas(self, file: str) -> Iterator[pa.Schema]:
+        return (block.schema for block in self._row_blocks(file))
 
     def _row_blocks(self, file: str, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
@@ -121,15 +116,6 @@ def _from_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema | None, file: s
         except (pa.ArrowException, TypeError) as error:
             raise UserError(f"{file}: column `{name}` mixes types ({_one_line(error)})") from None
     return pa.table(arrays)
-
-
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly the schema's columns; one that the file lacks is null."""
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _one_line(error: BaseException) -> str:

@@ -346,3 +346,10 @@ def test_the_command_and_its_debug_config(tmp_path, capsys):
         assert command(["select", "--config", file, *words]) == 0
         counts = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert counts["num_documents"] == NUM
+
+
+def test_no_documents_is_one_line(tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n")
+    config = select_subset.Config(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), budget_tokens=5)
+    with pytest.raises(UserError, match=r"in\.jsonl: no documents; there is nothing to select from"):
+        select_subset.main(config)
