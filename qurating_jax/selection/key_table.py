@@ -1,0 +1,113 @@
+"""What a selection decides by: a few numbers per document, in parts that are memory-mapped or read one at a time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class KeyBlock:
+    """The documents of a part, n rows in input order.
+
+    Attributes:
+        hashes: uint64 [n], `gumbel.hash_ids` of the ids.
+        tokens: int32 [n]; 0 where the document cannot be selected: it is empty, or it stands elsewhere as well.
+        domains: int32 [n], numbers into the table's `domain_names`; None where there is one pool.
+        scores: float32 or float64 [n] by name, NaN where the document has none.
+    """
+
+    hashes: NDArray[np.uint64]
+    tokens: NDArray[np.int32]
+    domains: NDArray[np.int32] | None
+    scores: Mapping[str, NDArray[np.floating]]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def rows(self, start: int, stop: int) -> "KeyBlock":
+        """A view of consecutive rows."""
+        return KeyBlock(
+            self.hashes[start:stop],
+            self.tokens[start:stop],
+            None if self.domains is None else self.domains[start:stop],
+            {name: values[start:stop] for name, values in self.scores.items()},
+        )
+
+
+class KeyTable(Protocol):
+    """All documents of an input, part by part.
+
+    Attributes:
+        domain_names: names of the domains in ascending order; one empty name where there is one pool.
+    """
+
+    domain_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of parts."""
+
+    def block(self, number: int) -> KeyBlock:
+        """The documents of a part; may be called from several threads."""
+
+
+class ListTable:
+    """A key table in memory."""
+
+    def __init__(self, blocks: Sequence[KeyBlock], domain_names: tuple[str, ...] = ("",)) -> None:
+        self.domain_names = domain_names
+        self._blocks = list(blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def block(self, number: int) -> KeyBlock:
+        """The documents of a part."""
+        return self._blocks[number]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A decreasing order of documents by key = scale * score + shift + noise; equal keys by ascending id hash.
+
+    Attributes:
+        score: name of the score; empty: none is read, the key is the noise alone.
+        scale: factor of the score, 1/(standard deviation * temperature) for a sample; negative for the inverse.
+        shift: what is added.
+        stream: `gumbel.noise_stream` of the noise; None: no noise, the order of the scores.
+    """
+
+    score: str
+    scale: float = 1.0
+    shift: float = 0.0
+    stream: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Where a selection ends in every domain, D of them.
+
+    A document is selected where its key is greater than that of its domain's cut, or equal with a hash not above it.
+
+    Attributes:
+        keys: float64 [D], the key of the domain's last selected document; +inf where none is selected.
+        hashes: uint64 [D], the hash of that document's id.
+    """
+
+    keys: NDArray[np.float64]
+    hashes: NDArray[np.uint64]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back, to the bit."""
+        return {"keys": [float(key).hex() for key in self.keys], "hashes": [int(value) for value in self.hashes]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Cuts":
+        """The cuts of `to_json`; `KeyError`, `TypeError` or `ValueError` where it is something else."""
+        keys = np.array([float.fromhex(text) for text in value["keys"]], np.float64)
+        hashes = np.array(value["hashes"], np.uint64)
+        if keys.shape != hashes.shape or keys.ndim != 1:
+            raise ValueError("as many keys as hashes")
+        return cls(keys, hashes)
