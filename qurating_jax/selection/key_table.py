@@ -36,6 +36,15 @@ class KeyBlock:
             {name: values[start:stop] for name, values in self.scores.items()},
         )
 
+    def take(self, rows: NDArray[np.integer]) -> "KeyBlock":
+        """A copy of some rows, in the order given."""
+        return KeyBlock(
+            self.hashes[rows],
+            self.tokens[rows],
+            None if self.domains is None else self.domains[rows],
+            {name: values[rows] for name, values in self.scores.items()},
+        )
+
 
 class KeyTable(Protocol):
     """All documents of an input, part by part.
@@ -48,6 +57,9 @@ class KeyTable(Protocol):
 
     def __len__(self) -> int:
         """Number of parts."""
+
+    def num_rows(self, number: int) -> int:
+        """Documents of a part, known without opening it."""
 
     def block(self, number: int) -> KeyBlock:
         """The documents of a part; may be called from several threads."""
@@ -62,6 +74,10 @@ class ListTable:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def num_rows(self, number: int) -> int:
+        """Documents of a part."""
+        return len(self._blocks[number])
 
     def block(self, number: int) -> KeyBlock:
         """The documents of a part."""
