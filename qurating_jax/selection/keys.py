@@ -118,7 +118,11 @@ def logits(
 
 def perturbed(values: np.ndarray, id_hashes: np.ndarray, *, strategy: Strategy, seed: int) -> np.ndarray:
     """Selection keys: the logits plus the documents' Gumbel noise, or the bare logits for "top_k"; float64 [n]."""
-    return values if strategy == "top_k" else values + gumbel.gumbel_noise(id_hashes, seed)
+    return (
+        values
+        if strategy == "top_k"
+        else values + gumbel.gumbel_noise(id_hashes, gumbel.noise_stream(seed, "selection"))
+    )
 
 
 def domain_names(table: pa.Table, field: str) -> pa.Array:

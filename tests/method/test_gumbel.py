@@ -13,6 +13,14 @@ IDS = ["a", "b", "c", "d", "e"]
 LOGITS = np.array([1.2, 0.4, 0.0, -0.3, -1.0])
 
 
+def _noise(hashes, seed, group="selection"):
+    return gumbel.gumbel_noise(hashes, gumbel.noise_stream(seed, group))
+
+
+def _uniform(hashes, seed, group="selection"):
+    return gumbel.uniform(hashes, gumbel.noise_stream(seed, group))
+
+
 def _plackett_luce(order, weights):
     """Probability that a draw without replacement gives exactly this beginning."""
     left, probability = sum(weights), 1.0
@@ -25,7 +33,7 @@ def _plackett_luce(order, weights):
 @pytest.fixture(scope="module")
 def orders():
     hashes = gumbel.hash_ids(IDS)
-    return [tuple(np.argsort(-(LOGITS + gumbel.gumbel_noise(hashes, seed))).tolist()) for seed in range(NUM_SEEDS)]
+    return [tuple(np.argsort(-(LOGITS + _noise(hashes, seed))).tolist()) for seed in range(NUM_SEEDS)]
 
 
 def _chi_square(counts, probabilities):
@@ -55,7 +63,7 @@ def test_inclusion_probabilities_by_enumeration():
     hashes, tokens = gumbel.hash_ids(IDS[:4]), np.full(4, 7)
     times = np.zeros(4)
     for seed in range(NUM_SEEDS // 2):
-        times += budget.fill(LOGITS[:4] + gumbel.gumbel_noise(hashes, seed), hashes, tokens, 14)
+        times += budget.fill(LOGITS[:4] + _noise(hashes, seed), hashes, tokens, 14)
     standard_errors = np.sqrt(exact * (1 - exact) / (NUM_SEEDS // 2))
     assert (np.abs(times / (NUM_SEEDS // 2) - exact) < 4 * standard_errors).all()
 
@@ -66,7 +74,7 @@ def _ids(num):
 
 def test_the_noise_is_gumbel_over_documents():
     num = 100_000
-    noise = np.sort(gumbel.gumbel_noise(gumbel.hash_ids(_ids(num)), seed=3))
+    noise = np.sort(_noise(gumbel.hash_ids(_ids(num)), 3))
     distribution = np.exp(-np.exp(-noise))
     steps = np.arange(num + 1) / num
     distance = max((steps[1:] - distribution).max(), (distribution - steps[:-1]).max())
@@ -77,11 +85,11 @@ def test_the_noise_is_gumbel_over_documents():
 
 def test_one_document_over_seeds_and_two_seeds_over_documents():
     one = gumbel.hash_ids(["only"])
-    over_seeds = np.sort([float(gumbel.uniform(one, seed)[0]) for seed in range(5000)])
+    over_seeds = np.sort([float(_uniform(one, seed)[0]) for seed in range(5000)])
     assert np.abs(over_seeds - (np.arange(5000) + 0.5) / 5000).max() * math.sqrt(5000) < 1.95
     hashes = gumbel.hash_ids(_ids(50_000))
-    first, second = gumbel.uniform(hashes, 0), gumbel.uniform(hashes, 1)
-    other_purpose = gumbel.uniform(hashes, 0, purpose="order")
+    first, second = _uniform(hashes, 0), _uniform(hashes, 1)
+    other_purpose = _uniform(hashes, 0, "order")
     for a, b in ((first, second), (first, other_purpose), (first[1:], first[:-1])):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / math.sqrt(len(a))
 
@@ -111,9 +119,9 @@ def test_both_tails_are_finite_and_resolved():
     stream = _mix_reference(salt ^ 5)
     words = [0, 1 << 11, ((1 << 53) - 2) << 11, (1 << 64) - 1]
     hashes = np.array([z ^ stream for z in _inverse_mix(words)], dtype=np.uint64)
-    u = gumbel.uniform(hashes, seed=5)
+    u = _uniform(hashes, 5)
     assert u.tolist() == [2.0**-54, 1.5 * 2.0**-53, 1 - 2.0**-52, 1 - 2.0**-53]
-    noise = gumbel.gumbel_noise(hashes, seed=5)
+    noise = _noise(hashes, 5)
     assert np.isfinite(noise).all()
     assert noise[0] == pytest.approx(54 * math.log(2), rel=1e-15)
     assert noise[1] == pytest.approx(53 * math.log(2) - math.log(1.5), rel=1e-15)
@@ -139,11 +147,11 @@ def test_splitmix_vector():
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 2**64 + 1])
 def test_noise_does_not_depend_on_position_or_company(seed):
     hashes = gumbel.hash_ids(_ids(1001))
-    whole = gumbel.gumbel_noise(hashes, seed)
+    whole = _noise(hashes, seed)
     shuffle = np.random.default_rng(0).permutation(1001)
-    assert (gumbel.gumbel_noise(hashes[shuffle], seed) == whole[shuffle]).all()
-    assert (gumbel.gumbel_noise(hashes[::3], seed) == whole[::3]).all()
-    assert [float(gumbel.gumbel_noise(hashes[i : i + 1], seed)[0]) for i in range(0, 1001, 50)] == whole[::50].tolist()
+    assert (_noise(hashes[shuffle], seed) == whole[shuffle]).all()
+    assert (_noise(hashes[::3], seed) == whole[::3]).all()
+    assert [float(_noise(hashes[i : i + 1], seed)[0]) for i in range(0, 1001, 50)] == whole[::50].tolist()
 
 
 def test_hash_and_noise_are_pinned():
@@ -152,9 +160,9 @@ def test_hash_and_noise_are_pinned():
     assert hashes.tolist() == [
         struct.unpack("<Q", hashlib.blake2b(name, digest_size=8).digest())[0] for name in (b"", b"a", "ü".encode())
     ]
-    assert gumbel.uniform(hashes, 0).tolist() == [0.3926749411415497, 0.7254578344500755, 0.8603244110847914]
+    assert _uniform(hashes, 0).tolist() == [0.3926749411415497, 0.7254578344500755, 0.8603244110847914]
 
 
 def test_no_documents():
     assert gumbel.hash_ids([]).shape == (0,)
-    assert gumbel.gumbel_noise(gumbel.hash_ids([]), 0).shape == (0,)
+    assert _noise(gumbel.hash_ids([]), 0).shape == (0,)

@@ -64,7 +64,7 @@ def test_sampling_end_to_end(tmp_path):
     assert rows["selection_key"].equals(ids.filter(ids["selected"])["selection_key"])
     # Keys by an independent formula.
     ratings = corpus[RATING].to_numpy().astype(np.float64)
-    noise = gumbel.gumbel_noise(gumbel.hash_ids(corpus["id"].to_pylist()), 0)
+    noise = gumbel.gumbel_noise(gumbel.hash_ids(corpus["id"].to_pylist()), gumbel.noise_stream(0, "selection"))
     keys = (ratings - ratings.mean()) / ratings.std() / 2.0 + noise
     assert ids["selection_key"].to_numpy() == pytest.approx(keys, rel=1e-12)
     # The budget is reached in key order, by the last document.
@@ -150,7 +150,10 @@ def test_uniform_reads_no_rating(tmp_path):
              (("rated", rated), ("bare", bare), ("null", null))}  # fmt: skip
     keys = [ids["selection_key"].to_pylist() for _, _, ids, _ in found.values()]
     assert keys[0] == keys[1] == keys[2]
-    assert keys[0] == gumbel.gumbel_noise(gumbel.hash_ids(corpus["id"].to_pylist()), 0).tolist()
+    assert (
+        keys[0]
+        == gumbel.gumbel_noise(gumbel.hash_ids(corpus["id"].to_pylist()), gumbel.noise_stream(0, "selection")).tolist()
+    )
     assert found["rated"][3]["mean_rating_selected"] is not None
     assert found["bare"][3]["mean_rating_selected"] is None
     assert found["bare"][3]["num_null_ratings"] is None
