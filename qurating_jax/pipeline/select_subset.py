@@ -135,7 +135,10 @@ def _decide(config: Config, source: "Source") -> _Decision:
         eligible_keys = perturbed(values, hashes, strategy=config.strategy, seed=config.seed)
         budget_tokens = config.budget_tokens or max(1, round((config.budget_fraction or 0) * int(tokens.sum())))
         if config.domain_field:
-            chosen = budget.fill_domains(eligible_keys, hashes, tokens, candidates.domains[eligible], budget_tokens)
+            domains, names = candidates.domains[eligible], candidates.domain_names
+            held = budget.tokens_by_domain(tokens, domains, len(names))
+            targets = budget.domain_targets(held, budget_tokens, names=names)
+            chosen = budget.fill_domains(eligible_keys, hashes, tokens, domains, targets)
         else:
             chosen = budget.fill(eligible_keys, hashes, tokens, budget_tokens)
     except ValueError as error:

@@ -56,11 +56,13 @@ def explain(
 def _domains(
     candidates: Candidates, eligible: np.ndarray, keys: np.ndarray, selected: np.ndarray, budget_tokens: int
 ) -> list[dict[str, Any]]:
-    targets = budget.domain_targets(candidates.tokens[eligible], candidates.domains[eligible], budget_tokens)
+    names = candidates.domain_names
+    held = budget.tokens_by_domain(candidates.tokens[eligible], candidates.domains[eligible], len(names))
+    targets = budget.domain_targets(held, budget_tokens, names=names)
     rows = []
     order = np.argsort(candidates.domains, kind="stable")
     bounds = np.searchsorted(candidates.domains[order], np.arange(len(candidates.domain_names) + 1))
-    for number, name in enumerate(candidates.domain_names):
+    for number, name in enumerate(names):
         members = order[bounds[number] : bounds[number + 1]]
         able, taken = members[eligible[members]], members[selected[members]]
         rows.append(
@@ -69,7 +71,7 @@ def _domains(
                 "num_documents": len(members),
                 "num_selected": len(taken),
                 "eligible_tokens": int(candidates.tokens[able].sum()),
-                "target_tokens": float(targets[number]) if number < len(targets) else 0.0,
+                "target_tokens": int(targets[number]),
                 "selected_tokens": int(candidates.tokens[taken].sum()),
                 "threshold_key": float(keys[taken].min()) if len(taken) else None,
                 "mean_rating_eligible": _mean_rating(candidates, able),
