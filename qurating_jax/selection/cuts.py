@@ -1,0 +1,353 @@
+"""Where a selection ends: exact thresholds for a budget, in few passes over a key table and bounded memory.
+
+A sample of the documents says where the threshold of every domain must lie, up to a margin of six standard errors. One
+pass then adds up what comes before that window and gathers the documents in it, well under 1 % of all; sorting these
+gives the threshold. The pass itself shows whether the window was right. Where it was not, it is widened; where it holds
+more documents than memory allows (a rating of few values, a tiny limit), histogram passes narrow it, in the end by the
+hashes that order equal keys. The result depends on nothing of this, only on keys, hashes and targets.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qurating_jax.selection import passes
+from qurating_jax.selection.key_table import Cuts, KeyBlock, KeyTable, Order
+from qurating_jax.selection.screen import Screen, Settled, Window
+
+log = logging.getLogger(__name__)
+
+Measure = Literal["tokens", "documents"]
+Taken = Callable[[KeyBlock], NDArray[np.bool_]]
+
+_SAMPLE_DOCUMENTS = 1 << 20
+_SAMPLE_ROWS = 512  # consecutive documents of a sample, a page of hashes
+_STANDARD_ERRORS = 6.0
+_CANDIDATE_BYTES = 40  # of a document in the window: key, hash, weight, domain, and what sorting takes
+_MAX_BUCKETS = 1 << 22  # of a histogram over all domains
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a draw took.
+
+    Attributes:
+        cuts: where it ended.
+        taken: int64 [D], tokens (or documents, as measured) taken of every domain.
+    """
+
+    cuts: Cuts
+    taken: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Documents in the window, m of them, in the order: by domain, then by key and hash."""
+
+    domains: NDArray[np.int64]
+    keys: NDArray[np.float64]
+    hashes: NDArray[np.uint64]
+    weights: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Documents in decreasing key order until a budget is reached, domain by domain.
+
+    Every domain gives the longest prefix of its order that does not exceed its target; then the domain that is furthest
+    below its target gives its next document, until the budget is reached (`budget.fill_domains` says why no domain
+    gives two). The whole overshoots by less than one document.
+
+    Attributes:
+        table: the documents.
+        order: their order.
+        targets: exact numbers [D], summing to the budget; a domain without a document in the order takes none.
+        reach: whether the last documents that pass the targets are taken; without them the whole stays below.
+        measure: what a document counts in targets: its tokens, or 1.
+        available: int64 [D], about as much as there is of each domain; it only guides the search.
+        taken: says which documents are taken already and do not count; None: none.
+        memory_bytes: of the documents in the window.
+        threads: of a pass.
+    """
+
+    table: KeyTable
+    order: Order
+    targets: Sequence[int | Fraction]
+    reach: bool = True
+    measure: Measure = "tokens"
+    available: NDArray[np.int64]
+    taken: Taken | None = None
+    memory_bytes: int = 1 << 30
+    threads: int = 1
+
+    def run(self) -> Drawn:
+        """Finds the cuts."""
+        floors = np.array([math.floor(target) for target in self.targets], np.int64)
+        window = self._guess()
+        while True:
+            above, inside, candidates = self._gather(window)
+            low, high = above > floors, above + inside <= floors
+            low &= window.high < np.inf
+            high &= window.low > -np.inf
+            if low.any() or high.any():
+                log.debug("widening the windows of %d domains", int((low | high).sum()))
+                # Closed at both ends: the documents at the old bounds are looked at again.
+                window = Window.between(
+                    np.where(low, window.high, np.where(high, -np.inf, window.low)),
+                    np.where(low, np.inf, np.where(high, window.low, window.high)),
+                )
+            elif candidates is None:
+                window = self._narrow(window, above, floors)
+            else:
+                return self._finish(above, candidates, floors)
+
+    def _finish(self, above: NDArray[np.int64], found: _Candidates, floors: NDArray[np.int64]) -> Drawn:
+        """The cuts, from what is above the window and the sorted documents inside."""
+        num_domains = len(floors)
+        bounds = np.searchsorted(found.domains, np.arange(num_domains + 1))
+        taken, ends = above.copy(), bounds[:-1].copy()
+        waiting = []  # (what the target lacks, domain, position of the next document)
+        for domain in range(num_domains):
+            start, stop = int(bounds[domain]), int(bounds[domain + 1])
+            reached = int(above[domain]) + np.cumsum(found.weights[start:stop])
+            count = int(np.searchsorted(reached, floors[domain], side="right"))
+            ends[domain] = start + count
+            taken[domain] = reached[count - 1] if count else above[domain]
+            if start + count < stop:
+                waiting.append((self.targets[domain] - int(taken[domain]), domain, start + count))
+        lacking = sum(self.targets) - int(taken.sum()) if self.reach else 0
+        for _, domain, position in sorted(waiting, key=lambda entry: (-entry[0], entry[1])):
+            if lacking <= 0:
+                break
+            ends[domain] = position + 1
+            taken[domain] += found.weights[position]
+            lacking -= int(found.weights[position])
+        return Drawn(self._cuts(above, found, bounds, ends), taken)
+
+    def _cuts(
+        self, above: NDArray[np.int64], found: _Candidates, bounds: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> Cuts:
+        keys, hashes = np.full(len(above), np.inf), np.zeros(len(above), np.uint64)
+        inner = ends > bounds[:-1]
+        keys[inner], hashes[inner] = found.keys[ends[inner] - 1], found.hashes[ends[inner] - 1]
+        outer = ~inner & (above > 0)  # the last document lies before the window
+        if outer.any():
+            first_keys, first_hashes = np.full(len(above), -np.inf), np.zeros(len(above), np.uint64)
+            some = bounds[:-1] < bounds[1:]
+            first_keys[some], first_hashes[some] = found.keys[bounds[:-1][some]], found.hashes[bounds[:-1][some]]
+            last = self._last_before(first_keys, first_hashes)
+            keys[outer], hashes[outer] = last.keys[outer], last.hashes[outer]
+        return Cuts(keys, hashes)
+
+    def _last_before(self, keys: NDArray[np.float64], hashes: NDArray[np.uint64]) -> Cuts:
+        """The last document of every domain that comes before (key, hash): [D]; +inf where there is none."""
+
+        def work(piece: KeyBlock) -> _Candidates:
+            screen, last = Screen(self.order), _join([])
+            for chunk in passes.chunks(piece):
+                settled = self._settle(screen, chunk, Window.between(keys, np.full(len(keys), np.inf)))
+                few = self._candidates(chunk, settled)
+                least, most = keys[few.domains], hashes[few.domains]
+                before = np.flatnonzero((few.keys > least) | (few.hashes < most))
+                last = _last_of_domains(_join([last, _take(few, before)]))
+            return last
+
+        last = _last_of_domains(_join(list(passes.over(self.table, work, self.threads))))
+        result = Cuts(np.full(len(keys), np.inf), np.zeros(len(keys), np.uint64))
+        result.keys[last.domains], result.hashes[last.domains] = last.keys, last.hashes
+        return result
+
+    # ---- passes
+
+    def _gather(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.int64], _Candidates | None]:
+        """Weights above and inside the window [D], and the documents inside unless they are too many."""
+        num_domains = len(self.targets)
+        most = max(self.memory_bytes // _CANDIDATE_BYTES, 4 * num_domains)
+        above, inside = np.zeros(num_domains, np.int64), np.zeros(num_domains, np.int64)
+        kept: list[_Candidates] | None = []
+        num_kept = 0
+
+        def work(piece: KeyBlock) -> tuple[NDArray[np.int64], NDArray[np.int64], _Candidates]:
+            screen, sums, found = Screen(self.order), np.zeros((2, num_domains), np.int64), []
+            for chunk in passes.chunks(piece):
+                settled = self._settle(screen, chunk, window)
+                sums[0] += self._sum(chunk, settled.above)
+                few = self._candidates(chunk, settled)
+                sums[1] += _sum_by(few.domains, few.weights, num_domains)
+                if num_kept + sum(len(part.keys) for part in found) <= most:
+                    found.append(few)
+            return sums[0], sums[1], _join(found)
+
+        for piece_above, piece_inside, found in passes.over(self.table, work, self.threads):
+            above += piece_above
+            inside += piece_inside
+            num_kept += len(found.keys)
+            if kept is not None and num_kept <= most:
+                kept.append(found)
+            else:
+                kept = None
+        return above, inside, None if kept is None else _sorted(_join(kept))
+
+    def _narrow(self, window: Window, above: NDArray[np.int64], floors: NDArray[np.int64]) -> Window:
+        """The bucket of the window in which each domain's target lies, by a histogram of weights."""
+        num_domains = len(floors)
+        num_bits = int(np.clip(int(math.log2(_MAX_BUCKETS // num_domains)), 4, 16))
+        scale = _Scale(window, num_bits)
+
+        def work(piece: KeyBlock) -> NDArray[np.int64]:
+            screen, histogram = Screen(self.order), np.zeros(num_domains << num_bits, np.int64)
+            for chunk in passes.chunks(piece):
+                few = self._candidates(chunk, self._settle(screen, chunk, window))
+                histogram += _sum_by(few.domains << num_bits | scale.buckets(few), few.weights, len(histogram))
+            return histogram
+
+        histogram = np.zeros(num_domains << num_bits, np.int64)
+        for piece in passes.over(self.table, work, self.threads):
+            histogram += piece
+        reached = above[:, None] + np.cumsum(histogram.reshape(num_domains, -1), axis=1)
+        # The first bucket that passes the target; the last one where the whole domain does not.
+        bucket = np.minimum((reached <= floors[:, None]).sum(axis=1), (1 << num_bits) - 1)
+        return scale.window(bucket)
+
+    def _guess(self) -> Window:
+        """Where the thresholds lie, by a sample: [D] ranges that hold them nearly always."""
+        num_domains = len(self.targets)
+        low, high = np.full(num_domains, -np.inf), np.full(num_domains, np.inf)
+        total = sum(self.table.num_rows(number) for number in range(len(self.table)))
+        if total <= 2 * _SAMPLE_DOCUMENTS and total * _CANDIDATE_BYTES <= self.memory_bytes:
+            return Window.between(low, high)
+        sample = self._sample(total)
+        bounds = np.searchsorted(sample.domains, np.arange(num_domains + 1))
+        for domain in range(num_domains):
+            start, stop = int(bounds[domain]), int(bounds[domain + 1])
+            if start == stop or not self.available[domain]:
+                continue
+            weights = sample.weights[start:stop]
+            share = min(float(self.targets[domain]) / float(self.available[domain]), 1.0)
+            # Standard error of a weighted share: heavy documents count like several.
+            effective = float(weights.sum()) ** 2 / float(np.square(weights.astype(np.float64)).sum())
+            margin = _STANDARD_ERRORS * math.sqrt(share * (1 - share) / effective) + 10 / effective
+            reached = np.cumsum(weights) / weights.sum()
+            if share + margin < 1:
+                low[domain] = sample.keys[start + int(np.searchsorted(reached, share + margin))]
+            if share - margin > 0:
+                high[domain] = sample.keys[start + int(np.searchsorted(reached, share - margin))]
+        return Window.between(low, high)
+
+    def _sample(self, total: int) -> _Candidates:
+        """Documents from all over the table, sorted."""
+        step = max(1, total // (_SAMPLE_DOCUMENTS // _SAMPLE_ROWS))
+        all_keys = Window.between(np.full(len(self.targets), -np.inf), np.full(len(self.targets), np.inf))
+        screen, found, before, position = Screen(self.order), [], 0, 0
+        for number in range(len(self.table)):
+            size = self.table.num_rows(number)
+            block = self.table.block(number) if position < before + size else None
+            while block is not None and position < before + size:
+                rows = block.rows(position - before, position - before + _SAMPLE_ROWS)
+                found.append(self._candidates(rows, self._settle(screen, rows, all_keys)))
+                position += step
+            before += size
+        return _sorted(_join(found))
+
+    # ---- chunks
+
+    def _settle(self, screen: Screen, chunk: KeyBlock, window: Window) -> Settled:
+        settled = screen.settle(chunk, window)
+        if self.taken is None:
+            return settled
+        taken_above = self.taken(chunk.take(settled.above))
+        taken_inside = self.taken(chunk.take(settled.inside))
+        return Settled(settled.above[~taken_above], settled.inside[~taken_inside], settled.keys[~taken_inside])
+
+    def _candidates(self, chunk: KeyBlock, settled: Settled) -> _Candidates:
+        rows = settled.inside
+        domains = np.zeros(len(rows), np.int64) if chunk.domains is None else chunk.domains[rows].astype(np.int64)
+        return _Candidates(domains, settled.keys, chunk.hashes[rows], self._weights(chunk, rows))
+
+    def _sum(self, chunk: KeyBlock, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        if chunk.domains is None:
+            return np.array([self._weights(chunk, rows).sum()], np.int64)
+        return _sum_by(chunk.domains[rows], self._weights(chunk, rows), len(self.targets))
+
+    def _weights(self, chunk: KeyBlock, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return chunk.tokens[rows].astype(np.int64) if self.measure == "tokens" else np.ones(len(rows), np.int64)
+
+
+class _Scale:
+    """Equal buckets of a window's order-preserving key bits; of its hashes where one key is left."""
+
+    def __init__(self, window: Window, num_bits: int) -> None:
+        self._tied = window.low == window.high
+        low, high = _descending_bits(window.high), _descending_bits(window.low)
+        self._low = np.where(self._tied, window.low_hash, low)
+        self._high = np.where(self._tied, window.high_hash, high)
+        spans = [int(last) - int(first) for first, last in zip(self._low, self._high, strict=True)]
+        self._shift = np.array([max(span.bit_length() - num_bits, 0) for span in spans], np.uint64)
+        self._window = window
+
+    def buckets(self, found: _Candidates) -> NDArray[np.int64]:
+        """Numbers of the documents' buckets, ascending in the order."""
+        places = np.where(self._tied[found.domains], found.hashes, _descending_bits(found.keys))
+        return ((places - self._low[found.domains]) >> self._shift[found.domains]).astype(np.int64)
+
+    def window(self, bucket: NDArray[np.int64]) -> Window:
+        """The window of one bucket of every domain."""
+        first, last = [], []
+        for number, low, high, shift in zip(bucket, self._low, self._high, self._shift, strict=True):
+            first.append(min(int(low) + (int(number) << int(shift)), int(high)))
+            last.append(min(first[-1] + (1 << int(shift)) - 1, int(high)))
+        least, most = np.array(first, np.uint64), np.array(last, np.uint64)
+        tied, old = self._tied, self._window
+        return Window(
+            np.where(tied, old.low, _from_descending_bits(most)),
+            np.where(tied, old.high, _from_descending_bits(least)),
+            np.where(tied, least, old.low_hash),
+            np.where(tied, most, old.high_hash),
+        )
+
+
+def _descending_bits(keys: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Unsigned numbers that ascend where keys descend; both zeros are one number."""
+    bits = (keys + 0.0).view(np.uint64)
+    sign = bits >> np.uint64(63)
+    return np.where(sign == 1, bits, ~bits ^ np.uint64(1 << 63))
+
+
+def _from_descending_bits(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
+    negative = numbers >> np.uint64(63) == 1
+    return np.where(negative, numbers, ~numbers ^ np.uint64(1 << 63)).view(np.float64)
+
+
+def _sum_by(places: NDArray[np.integer], weights: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Sums of weights by place: float64 [length] holds those of a chunk exactly."""
+    return np.bincount(places, weights=weights, minlength=length).astype(np.int64)
+
+
+def _join(found: Sequence[_Candidates]) -> _Candidates:
+    empty = _Candidates(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.uint64), np.zeros(0, np.int64))
+    parts = [empty, *found]
+    return _Candidates(
+        np.concatenate([part.domains for part in parts]),
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+    )
+
+
+def _take(found: _Candidates, rows: NDArray[np.integer]) -> _Candidates:
+    return _Candidates(found.domains[rows], found.keys[rows], found.hashes[rows], found.weights[rows])
+
+
+def _sorted(found: _Candidates) -> _Candidates:
+    return _take(found, np.lexsort((found.hashes, -found.keys, found.domains)))
+
+
+def _last_of_domains(found: _Candidates) -> _Candidates:
+    found = _sorted(found)
+    return _take(found, np.flatnonzero(np.diff(found.domains, append=-1)))
