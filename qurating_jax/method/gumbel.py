@@ -10,9 +10,7 @@ w_j / sum_{m != i} w_m, and so on. Decreasing key order is therefore a draw with
 Plackett-Luce distribution, and its first k documents are the first k draws, for every k at once: growing budgets are
 nested. With l = r/tau: tau -> 0 is the order of the ratings, tau -> infinity is a uniform shuffle.
 
-The noise has the same bits on every machine. `np.log` has not: its last bit depends on the processor's vector
-instructions. The logarithm here is made of additions, multiplications and divisions alone, which IEEE 754 rounds in one
-way, one NumPy call each, so that no compiler fuses two of them.
+The noise has the same bits on every machine: its logarithms are those of `elementary`.
 """
 
 import hashlib
@@ -21,35 +19,17 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from qurating_jax.method.elementary import BLOCK, NUM_BUFFERS, minus_log_into
+
 Hashes = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 
-BLOCK = 8192  # values worked on at a time: the buffers stay in the second-level cache
 _MASK_64 = (1 << 64) - 1
 _BELOW_ONE = 1.0 - 2.0**-53  # the largest float64 under 1
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 _NOISE_BITS = np.uint64(11)  # 64 - 53: the lower bits that make no noise
-
-# fdlibm's e_log.c (Sun Microsystems 1993): |log(1+f) - (f - s (f - R(s^2)))| < 2^-58.45 for s = f / (2+f) and 1+f
-# between sqrt(1/2) and sqrt(2); R(z) = sum of _POLYNOMIAL[i] z^(i+1).
-_POLYNOMIAL = tuple(
-    float.fromhex(text)
-    for text in (
-        "0x1.5555555555593p-1",
-        "0x1.999999997fa04p-2",
-        "0x1.2492494229359p-2",
-        "0x1.c71c51d8e78afp-3",
-        "0x1.7466496cb03dep-3",
-        "0x1.39a09d078c69fp-3",
-        "0x1.2f112df3e5244p-3",
-    )
-)
-_LN2_HIGH = float.fromhex("0x1.62e42feep-1")  # 33 bits: a product with an exponent is exact
-_LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
-_SQRT_HALF = np.int64(0x3FE6A09E00000000)  # bits of about sqrt(1/2)
-_EXPONENT = np.int64(52)  # lowest bit of the exponent
 
 
 def hash_ids(ids: Iterable[str]) -> Hashes:
@@ -183,7 +163,7 @@ class _Work:
 
     def __init__(self, size: int) -> None:
         self.bits, self.spare = np.empty((2, size), dtype=np.uint64)
-        self.floats = np.empty((6, size))
+        self.floats = np.empty((1 + NUM_BUFFERS, size))
 
 
 def _uniform_into(bits: Hashes, out: Floats, scratch: Hashes) -> None:
@@ -204,37 +184,5 @@ def _noise_into(bits: Hashes, out: Floats, work: _Work) -> None:
     np.subtract(1.0, floats[0], out=lost)
     np.subtract(lost, out, out=lost)
     np.copyto(out, floats[0])
-    _minus_log(out, lost, floats)
-    _minus_log(out, None, floats)
-
-
-def _minus_log(x: Floats, lost: Floats | None, floats: list[Floats]) -> None:
-    """Replaces positive normal numbers [n] by -(log(x) + lost): the argument is 2^k (1+f), its logarithm as in fdlibm.
-
-    `floats`: five buffers [n].
-    """
-    k, f, s, z, r = floats
-    exponent, mantissa = s.view(np.int64), f.view(np.int64)
-    np.subtract(x.view(np.int64), _SQRT_HALF, out=exponent)
-    np.right_shift(exponent, _EXPONENT, out=exponent)
-    np.copyto(k, exponent)
-    np.left_shift(exponent, _EXPONENT, out=exponent)
-    np.subtract(x.view(np.int64), exponent, out=mantissa)
-    np.subtract(f, 1.0, out=f)
-    np.add(f, 2.0, out=s)
-    np.divide(f, s, out=s)
-    np.multiply(s, s, out=z)
-    np.multiply(z, _POLYNOMIAL[-1], out=r)
-    for coefficient in _POLYNOMIAL[-2::-1]:
-        np.add(r, coefficient, out=r)
-        np.multiply(r, z, out=r)
-    np.subtract(f, r, out=r)
-    np.multiply(r, s, out=r)
-    # -log = ((s (f - R) - k ln2_low - lost) - f) - k ln2_high, small terms first.
-    np.multiply(k, _LN2_LOW, out=z)
-    np.subtract(r, z, out=r)
-    if lost is not None:
-        np.subtract(r, lost, out=r)
-    np.subtract(r, f, out=r)
-    np.multiply(k, _LN2_HIGH, out=k)
-    np.subtract(r, k, out=x)
+    minus_log_into(out, lost, floats)
+    minus_log_into(out, None, floats)
