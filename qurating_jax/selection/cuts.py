@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Measure = Literal["tokens", "documents"]
 Taken = Callable[[KeyBlock], NDArray[np.bool_]]
 
-_SAMPLE_DOCUMENTS = 1 << 20
+_SAMPLE_DOCUMENTS = 1 << 18
 _SAMPLE_ROWS = 512  # consecutive documents of a sample, a page of hashes
 _STANDARD_ERRORS = 6.0
 _CANDIDATE_BYTES = 40  # of a document in the window: key, hash, weight, domain, and what sorting takes
