@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from qurating_jax.runtime.errors import UserError
 _BATCH_ROWS = 256
 _BATCH_BYTES = 8 << 20
 _MIN_BATCH_ROWS, _MAX_BATCH_ROWS = 16, 1024
+_MAX_NARROW_BATCH_ROWS = 1 << 16  # of some columns alone, which are decoded, not turned into Python values
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -46,6 +47,25 @@ class ColumnFile:
         self._batches: Iterator[pa.RecordBatch] | None = None
         self._position = 0  # row that the next batch begins with
         self._held: pa.RecordBatch | None = None  # the batch before it, of which rows may be asked for
+        self._projection: tuple[str, ...] | None = None
+
+    @property
+    def projected_schema(self) -> pa.Schema:
+        """The columns that `read` gives."""
+        names = self._projection
+        return self.schema if names is None else pa.schema([self.schema.field(name) for name in names])
+
+    def project(self, names: Collection[str] | None) -> None:
+        """From now on `read` gives these columns alone, in the file's order; None: all.
+
+        Raises:
+            ValueError: the file has none of them, so that nothing would tell how many rows there are.
+        """
+        projection = None if names is None else tuple(name for name in self.schema.names if name in names)
+        if projection == ():
+            raise ValueError(f"{self.file}: none of the columns {', '.join(names or ())}")
+        if projection != self._projection:
+            self._projection, self._batches, self._held = projection, None, None
 
     def close(self) -> None:
         """Closes the file."""
@@ -94,7 +114,7 @@ class ColumnFile:
         place = self._source.nearest_start(row)
         if self._batches is None or row < first or place > self._position:
             with naming(self.file, f"at row {place}"):
-                self._batches = self._source.batches(place)
+                self._batches = self._source.batches(place, self._projection)
             self._position, self._held = place, None
 
 
@@ -115,13 +135,30 @@ class _ParquetSource:
     def nearest_start(self, row: int) -> int:
         return max(start for start in self._starts if start <= row)
 
-    def batches(self, place: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, place: int, names: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         first = self._starts.index(place)
-        groups = self._groups[first:]
-        num_bytes = sum(max(group.total_byte_size, 0) for group in groups)
+        num_bytes = sum(self._num_bytes(group, names) for group in self._groups[first:])
         rows = self.num_rows - place
-        batch_rows = int(np.clip(_BATCH_BYTES * max(rows, 1) // max(num_bytes, 1), _MIN_BATCH_ROWS, _MAX_BATCH_ROWS))
-        return self._parquet.iter_batches(batch_size=batch_rows, row_groups=range(first, len(self._groups)))
+        most = _MAX_BATCH_ROWS if names is None else _MAX_NARROW_BATCH_ROWS
+        batch_rows = int(np.clip(_BATCH_BYTES * max(rows, 1) // max(num_bytes, 1), _MIN_BATCH_ROWS, most))
+        batches = self._parquet.iter_batches(
+            batch_size=batch_rows,
+            row_groups=range(first, len(self._groups)),
+            columns=None if names is None else list(names),
+        )
+        # A name with dots is also taken for the path to a nested column.
+        return batches if names is None else (batch.select(list(names)) for batch in batches)
+
+    def _num_bytes(self, group: Any, names: Sequence[str] | None) -> int:
+        if names is None:
+            return max(group.total_byte_size, 0)
+        chunks = map(group.column, range(group.num_columns))
+        wanted = {*names}
+        return sum(
+            max(chunk.total_uncompressed_size, 0)
+            for chunk in chunks
+            if chunk.path_in_schema in wanted or chunk.path_in_schema.split(".")[0] in wanted
+        )
 
     def batch_sizes(self) -> Iterator[tuple[int, int]]:
         return ((group.num_rows, group.total_byte_size) for group in self._groups)
@@ -146,18 +183,20 @@ class _ArrowSource:
     def nearest_start(self, row: int) -> int:
         return 0
 
-    def batches(self, place: int) -> Iterator[pa.RecordBatch]:
-        reader = self._open()
+    def batches(self, place: int, names: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        reader = self._open(names)
         if self._is_file:
             return (reader.get_batch(index) for index in range(reader.num_record_batches))
         return iter(reader)
 
     def batch_sizes(self) -> Iterator[tuple[int, int]]:
-        return ((batch.num_rows, batch.nbytes) for batch in self.batches(0))
+        return ((batch.num_rows, batch.nbytes) for batch in self.batches(0, None))
 
-    def _open(self) -> Any:
+    def _open(self, names: Sequence[str] | None = None) -> Any:
         self._stream.seek(0)
-        return (pa.ipc.open_file if self._is_file else pa.ipc.open_stream)(self._stream)
+        included = [] if names is None else [self.schema.get_field_index(name) for name in names]
+        options = pa.ipc.IpcReadOptions(included_fields=included)  # an empty list stands for all
+        return (pa.ipc.open_file if self._is_file else pa.ipc.open_stream)(self._stream, options=options)
 
 
 def read_columnar(file: str, rejects: Rejects, needed_field: str | None) -> Iterator[tuple[int, dict[str, Any]]]:

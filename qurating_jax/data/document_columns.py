@@ -51,7 +51,7 @@ def find(table: pa.Table, field: str) -> pa.ChunkedArray | None:
 def texts(table: pa.Table, field: str) -> tuple[list[str | None], int]:
     """The texts of a column, None for what is null or no text, and the number of values that are no text."""
     values = find(table, field)
-    if values is None or not _is_text(values.type):
+    if values is None or not is_text(values.type):
         return [None] * len(table), 0 if values is None else len(values) - values.null_count
     return values.to_pylist(), 0
 
@@ -61,7 +61,7 @@ def bad_ids(table: pa.Table, field: str) -> list[tuple[int, str]]:
     values = find(table, field)
     if values is None or pa.types.is_integer(values.type) or pa.types.is_null(values.type):
         return []
-    if _is_text(values.type):
+    if is_text(values.type):
         bad, reason = pc.equal(pc.binary_length(values), 0), f"`{field}` is empty"
     else:
         bad, reason = pc.is_valid(values), f"`{field}` is of type {values.type}, not text or a whole number"
@@ -85,7 +85,7 @@ def with_ids(table: pa.Table, field: str, texts: Sequence[str | None] | None, to
     if not fills and "id" in table.column_names:
         return table
     ids: list[str | None] = [None] * len(table)
-    if values is not None and (_is_text(values.type) or pa.types.is_integer(values.type)):
+    if values is not None and (is_text(values.type) or pa.types.is_integer(values.type)):
         ids = values.cast(pa.string()).to_pylist()
     missing = [position for position, value in enumerate(ids) if value is None]
     sources = find(table, "source") if "source" in table.column_names else None
@@ -94,7 +94,7 @@ def with_ids(table: pa.Table, field: str, texts: Sequence[str | None] | None, to
         ids[position] = content_id(source, _content(position, texts, tokens))
     if fills:
         kind = table.schema.field(field).type
-        holds_text = _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
+        holds_text = is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
         filled = pa.array(ids, kind if holds_text else pa.string())
         table = table.set_column(table.column_names.index(field), field, filled)
     if "id" not in table.column_names:
@@ -200,7 +200,8 @@ def conform(file: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(conformed, schema=schema)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """True for the types of text columns, whose values are all UTF-8 once they are validated."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 

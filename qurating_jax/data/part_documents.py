@@ -49,6 +49,51 @@ class PartDocuments:
     num_broken: int
 
 
+class PartFiles:
+    """The files of an input in ranges of rows; the file that a range ended in stays open for the range after it."""
+
+    def __init__(self, files: Sequence[str], parts: Parts) -> None:
+        """Opens nothing yet; raises `UserError` where the cut is that of other files."""
+        if len(files) != len(parts.rows):
+            raise UserError(f"the input has {len(files)} files, its parts were cut from {len(parts.rows)}")
+        self._files = list(files)
+        self._starts = [0, *itertools.accumulate(parts.rows)]
+        self._open: ColumnFile | JsonlFile | None = None
+
+    def close(self) -> None:
+        """Closes what is open; reading on opens it again."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[ColumnFile | JsonlFile, int, int, int]]:
+        """The files that rows `start` to `stop` of the input lie in.
+
+        Yields:
+            (file, its first row that is meant, the row after the last, number of its row 0 in the input).
+
+        Raises:
+            UserError: a file has more rows than were counted.
+        """
+        for place in range(bisect.bisect_right(self._starts, start) - 1, len(self._files)):
+            before, after = self._starts[place], self._starts[place + 1]
+            if before >= stop:
+                return
+            if before == after:
+                continue
+            reader = self._reader(self._files[place])
+            last = min(stop, after) - before
+            yield reader, max(start, before) - before, last, before
+            if last == after - before and next(iter(reader.read(last, last + 1)), None) is not None:
+                raise changed(reader.file)
+
+    def _reader(self, file: str) -> ColumnFile | JsonlFile:
+        if self._open is None or self._open.file != file:
+            self.close()
+            self._open = JsonlFile(file) if file.endswith(tuple(JSONL_CODECS)) else ColumnFile(file)
+        return self._open
+
+
 class DocumentParts:
     """Reads the parts of an input one at a time; the file that a part ended in stays open for the part after it."""
 
@@ -74,13 +119,9 @@ class DocumentParts:
         Raises:
             UserError: the cut is that of other files.
         """
-        if len(files) != len(parts.rows):
-            raise UserError(f"the input has {len(files)} files, its parts were cut from {len(parts.rows)}")
         self.parts = parts
-        self._files = list(files)
-        self._starts = [0, *itertools.accumulate(parts.rows)]
+        self._files = PartFiles(files, parts)
         self._fields = columns.Fields(text=text_field, id=id_field, tokens=tokens_field)
-        self._open: ColumnFile | JsonlFile | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -90,9 +131,7 @@ class DocumentParts:
 
     def close(self) -> None:
         """Closes what is open; reading on opens it again."""
-        if self._open is not None:
-            self._open.close()
-        self._open = None
+        self._files.close()
 
     def read(self, number: int, rejects: Rejects) -> PartDocuments:
         """The documents of a part.
@@ -117,30 +156,15 @@ class DocumentParts:
     def _pieces(self, start: int, stop: int, rejects: Rejects) -> Iterator[tuple[str, PartDocuments]]:
         """(file, its documents) for every columnar file and every run of JSON lines files in a range of rows."""
         rows = _JsonRows(self._fields)
-        for place in range(bisect.bisect_right(self._starts, start) - 1, len(self._files)):
-            file, before, after = self._files[place], self._starts[place], self._starts[place + 1]
-            if before >= stop:
-                break
-            if before == after:
-                continue
-            first, last = max(start, before) - before, min(stop, after) - before
-            reader = self._reader(file)
+        for reader, first, last, before in self._files.pieces(start, stop):
             if isinstance(reader, JsonlFile):
                 rows.read(reader, first, last, before, rejects)
             else:
                 if rows.index:
                     yield rows.file, rows.take()
-                yield file, _read_columns(reader, first, last, before, self._fields, rejects)
-            if last == after - before and next(iter(reader.read(last, last + 1)), None) is not None:
-                raise changed(file)
+                yield reader.file, _read_columns(reader, first, last, before, self._fields, rejects)
         if rows.index:
             yield rows.file, rows.take()
-
-    def _reader(self, file: str) -> ColumnFile | JsonlFile:
-        if self._open is None or self._open.file != file:
-            self.close()
-            self._open = JsonlFile(file) if file.endswith(tuple(JSONL_CODECS)) else ColumnFile(file)
-        return self._open
 
 
 def check_columns(files: Sequence[str], *, needed: Sequence[str], added: Sequence[str]) -> None:
