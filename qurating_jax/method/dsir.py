@@ -1,10 +1,10 @@
 """Data selection by importance resampling: log importance weights of hashed n-grams (DSIR, Xie et al. 2023).
 
 A document is the bag of its words and pairs of neighbouring words, hashed into buckets (arXiv 2302.03169, section 3;
-`method.hashed_ngrams`). With the bucket frequencies p of a target and q of the raw corpus, both normalised to 1, the log
-importance weight of a document is the sum over its n-grams of log(p + 1e-8) - log(q + 1e-8): a likelihood ratio of two
-bags of words. Gumbel noise on it samples the corpus towards the target. The constants are those of the authors' package
-`data-selection`, whose weights come out here too.
+`method.hashed_ngrams`). With the bucket frequencies p of a target and q of the raw corpus, both normalised to 1, the
+log importance weight of a document is the sum over its n-grams of log(p + 1e-8) - log(q + 1e-8): a likelihood ratio of
+two bags of words. Gumbel noise on it samples the corpus towards the target. The constants are those of the authors'
+package `data-selection`, whose weights come out here too.
 """
 
 from collections.abc import Iterator
@@ -111,5 +111,5 @@ def _log_probabilities(counts: NDArray[np.int64], pseudo_count: float) -> NDArra
     total = int(counts.sum())
     if total < 1:
         raise ValueError("there are no n-grams")
-    probabilities = (counts + pseudo_count) / (total + pseudo_count * len(counts))
+    probabilities: NDArray[np.float64] = (counts + pseudo_count) / (total + pseudo_count * len(counts))
     return elementary.log(probabilities + SMOOTHING)

@@ -1,4 +1,4 @@
-r"""Words and pairs of neighbouring words of texts, hashed into buckets by SHA-256: the features of DSIR (`method.dsir`).
+r"""Words and pairs of neighbouring words of texts, hashed into buckets by SHA-256: what DSIR knows of a text.
 
 Words are `\w+|[^\w\s]+` of the lower-cased text. The bucket of a word "w" or of a pair "w1 w2" is SHA-256 of its UTF-8
 text, read as a big-endian number, modulo the number of buckets.
