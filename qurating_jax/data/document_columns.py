@@ -192,12 +192,19 @@ def conform(file: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
         if column.name not in table.column_names:
             conformed.append(pa.nulls(len(table), column.type))
             continue
+        values = table[column.name]
         try:
-            conformed.append(table[column.name].cast(column.type))
+            conformed.append(values if values.type == column.type else _cast(values, column.type))
         except pa.ArrowException as error:
             reason = f"column `{column.name}` does not fit the other files ({_one_line(error)})"
             raise UserError(f"{file}: {reason}") from None
     return pa.Table.from_arrays(conformed, schema=schema)
+
+
+def _cast(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_nested(values.type):  # Arrow's cast takes the nulls inside a slice for those of the whole
+        values = pa.chunked_array([pa.concat_arrays([chunk]) for chunk in values.chunks], values.type)
+    return values.cast(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
