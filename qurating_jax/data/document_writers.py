@@ -1,7 +1,7 @@
 """Rows out, in shards: each shard appears complete under its final name, or not at all."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -73,7 +73,7 @@ class ShardWriter:
         if self._kind == "parquet":
             write_table(path, self._table(path))
         else:
-            _write_jsonl(path, self._rows)
+            write_jsonl(path, self._rows)
         self.num_rows += len(self._rows)
         self.num_shards += 1
         self._rows = []
@@ -138,17 +138,37 @@ def write_table(path: str, table: pa.Table) -> None:
         )
 
 
-def _write_jsonl(path: str, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows of plain values as one file of JSON lines (zstd, checksum), atomically; equal rows give equal bytes.
+
+    Raises:
+        UserError: a value that JSON cannot hold (bytes, a time, NaN, an infinity); it names the column.
+    """
     import zstandard
 
     compressor = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL, write_checksum=True)
     with storage.atomic_write(path) as stream, compressor.stream_writer(stream, closefd=False) as lines:
         for row in rows:
             try:
-                line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+                line = _json_line(row)
             except (TypeError, ValueError, RecursionError) as error:
-                raise UserError(f"{path}: a row that JSON cannot hold ({error}); write parquet instead") from None
+                column = next((name for name, value in row.items() if not _is_json(value)), "")
+                raise UserError(
+                    f"{path}: a row that JSON cannot hold (column `{column}`: {error}); write parquet instead"
+                ) from None
             lines.write(line + b"\n")
+
+
+def _json_line(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        _json_line(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _mismatch(path: str, problem: str) -> UserError:

@@ -265,7 +265,9 @@ class _Search:
             histogram += counts
         ends = stretch.before + np.cumsum(histogram)
         digits = np.searchsorted(ends, stretch.wanted, side="right")
-        too_many, group, size = [], [], 0
+        too_many: list[_Stretch] = []
+        group: list[int] = []
+        size = 0
         for digit in np.unique(digits).tolist():
             wanted, before = stretch.wanted[digits == digit], int(ends[digit] - histogram[digit])
             if histogram[digit] > self._capacity:
