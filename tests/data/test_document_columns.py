@@ -8,7 +8,7 @@ import pytest
 from document_samples import COLUMNAR, arrow, jsonl, parquet, put, read
 from part_samples import read_part, reader_of
 
-from qurating_jax.data import document_columns as columns
+from qurating_jax.data.document_columns import conform
 from qurating_jax.data.documents import Rejects, content_id
 from qurating_jax.data.part_documents import check_columns
 from qurating_jax.runtime.errors import UserError
@@ -165,9 +165,9 @@ def test_columns_are_checked_before_any_work(tmp_path):
 
 def test_slices_of_nested_nulls_conform():
     table = pa.table({"m": [{"none": None, "n": 1}, {"none": None, "n": 2}, {"none": None, "n": 3}]}).slice(1, 2)
-    assert columns.conform("f", table, table.schema).equals(table)
+    assert conform("f", table, table.schema).equals(table)
     schema = pa.schema([("m", pa.struct([("none", pa.null()), ("n", pa.float64())]))])
-    assert columns.conform("f", table, schema).to_pylist() == [
+    assert conform("f", table, schema).to_pylist() == [
         {"m": {"none": None, "n": 2.0}},
         {"m": {"none": None, "n": 3.0}},
     ]
