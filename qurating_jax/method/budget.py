@@ -108,6 +108,7 @@ def domain_targets(
     shares: Mapping[str, float] | None = None,
     caps: Mapping[str, float] | None = None,
     allow_short: bool = False,
+    unit: str = "tokens",
 ) -> NDArray[np.int64]:
     """The tokens that every domain is to give of a budget.
 
@@ -116,8 +117,8 @@ def domain_targets(
     target is min(level * weight, limit) with one level for all). Given shares are kept exactly, so what a cap takes
     from the domains without one goes to the others without one.
 
-    Everything is computed in exact fractions, shares and caps being the decimal numbers that they print as. The targets
-    are then rounded to whole tokens by largest remainder (ties by domain number), so that they sum to the budget.
+    Fractions are exact, shares and caps being the decimal numbers that they print as. The targets are rounded to whole
+    tokens by largest remainder (ties by domain number), so that they sum to the budget.
 
     Args:
         available: int64 [D], tokens of the documents that can be selected, by domain.
@@ -129,6 +130,7 @@ def domain_targets(
             other domain.
         allow_short: a domain with fewer tokens than its given share gives all of them, and the others get the rest in
             proportion to their shares, instead of an error.
+        unit: what is counted, for messages: a budget of documents has targets in documents.
 
     Returns:
         int64 [D], summing to `budget_tokens`, none above `available`.
@@ -139,37 +141,35 @@ def domain_targets(
             little room for the budget.
     """
     held = [int(value) for value in available]
-    check_budget(budget_tokens, sum(held))
+    check_budget(budget_tokens, sum(held), unit)
     cap_of = _exact("cap", caps or {}, names)
-    general = cap_of.get(REST, Fraction(1))
-    cap_in_order = [cap_of.get(name, general) for name in names]
-    limits = [min(tokens, math.ceil(cap * budget_tokens)) for tokens, cap in zip(held, cap_in_order, strict=True)]
+    all_caps = [cap_of.get(name, cap_of.get(REST, Fraction(1))) for name in names]
+    limits = [min(tokens, math.ceil(cap * budget_tokens)) for tokens, cap in zip(held, all_caps, strict=True)]
     if sum(limits) < budget_tokens:
         raise ValueError(
-            f"the caps leave room for {sum(limits):,} of the budget's {budget_tokens:,} tokens; raise them or lower it"
+            f"the caps leave room for {sum(limits):,} of the budget's {budget_tokens:,} {unit}; raise them or lower it"
         )
     if shares is None:
-        return _whole(
-            _water_fill([Fraction(tokens) for tokens in held], limits, Fraction(budget_tokens)), budget_tokens
-        )
-    share_of = _exact("share", shares, names)
-    for name, cap in zip(names, cap_in_order, strict=True):
-        if share_of.get(name, 0) > cap:
-            raise ValueError(
-                f"domain `{name}` has the share {float(share_of[name]):g} and the cap {float(cap):g}; lower the share "
-                "or raise the cap"
-            )
-    weights, given = _weights(share_of, held, names)
-    return _whole(_given_targets(weights, given, held, limits, budget_tokens, names, allow_short), budget_tokens)
+        targets = _water_fill(list(map(Fraction, held)), limits, Fraction(budget_tokens))
+    else:
+        share_of = _exact("share", shares, names)
+        for name, cap in zip(names, all_caps, strict=True):
+            if share_of.get(name, 0) > cap:
+                raise ValueError(
+                    f"the share {float(share_of[name]):g} of domain `{name}` is above its cap {float(cap):g}"
+                )
+        weights, given = _weights(share_of, held, names)
+        targets = _given_targets(weights, given, held, limits, budget_tokens, names, allow_short, unit)
+    return _whole(targets, budget_tokens)
 
 
-def check_budget(budget_tokens: int, available_tokens: int) -> None:
-    """Raises `ValueError` unless a budget is at least 1 token and at most what there is."""
-    if budget_tokens < 1:
-        raise ValueError(f"a budget of {budget_tokens:,} tokens selects nothing")
-    if budget_tokens > available_tokens:
+def check_budget(budget: int, available: int, unit: str = "tokens") -> None:
+    """Raises `ValueError` unless a budget is at least 1 and at most what there is."""
+    if budget < 1:
+        raise ValueError(f"a budget of {budget:,} {unit} selects nothing")
+    if budget > available:
         raise ValueError(
-            f"the budget of {budget_tokens:,} tokens is more than the {available_tokens:,} tokens of the documents "
+            f"the budget of {budget:,} {unit} is more than the {available:,} {unit} of the documents "
             "that can be selected"
         )
 
@@ -220,6 +220,7 @@ def _given_targets(
     budget_tokens: int,
     names: Sequence[str],
     allow_short: bool,
+    unit: str,
 ) -> list[Fraction]:
     demands = [weight * budget_tokens for weight in weights]
     others = [number for number in range(len(held)) if number not in given]
@@ -236,17 +237,17 @@ def _given_targets(
         if short:
             first, more = short[0], f" ({len(short) - 1:,} more domains are short)" if len(short) > 1 else ""
             raise ValueError(
-                f"domain `{names[first]}` has {held[first]:,} tokens, {math.ceil(demands[first]) - held[first]:,} "
+                f"domain `{names[first]}` has {held[first]:,} {unit}, {math.ceil(demands[first]) - held[first]:,} "
                 f"fewer than its share {float(weights[first]):g} of {budget_tokens:,}{more}; {mend}"
             )
         raise ValueError(
-            f"the domains without a given share can give {room:,} tokens, {math.ceil(rest) - room:,} fewer than their "
+            f"the domains without a given share can give {room:,} {unit}, {math.ceil(rest) - room:,} fewer than their "
             f"part of {budget_tokens:,}; {mend}"
         )
     room = sum(limit for limit, weight in zip(limits, weights, strict=True) if weight)
     if room < budget_tokens:
         raise ValueError(
-            f"the domains with a share above 0 can give {room:,} of the budget's {budget_tokens:,} tokens; lower it"
+            f"the domains with a share above 0 can give {room:,} of the budget's {budget_tokens:,} {unit}; lower it"
         )
     return _water_fill(weights, limits, Fraction(budget_tokens))
 

@@ -330,7 +330,7 @@ def test_a_short_domain_gives_all_it_has_where_allowed():
         ({"shares": {"books": -0.5}}, "-0.5 of domain `books` is not a number from 0 to 1"),
         ({"caps": {"books": float("nan")}}, "nan of domain `books` is not a number"),
         ({"caps": {"*": 0.4, "web": 0.1}}, "the caps leave room for 900 of the budget's 1,000 tokens"),
-        ({"shares": {"books": 0.5}, "caps": {"*": 0.4}}, "`books` has the share 0.5 and the cap 0.4"),
+        ({"shares": {"books": 0.5}, "caps": {"*": 0.4}}, "share 0.5 of domain `books` is above its cap 0.4"),
     ],
 )
 def test_wrong_shares_and_caps(options, message):
