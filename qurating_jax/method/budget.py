@@ -154,10 +154,8 @@ def domain_targets(
     else:
         share_of = _exact("share", shares, names)
         for name, cap in zip(names, all_caps, strict=True):
-            if share_of.get(name, 0) > cap:
-                raise ValueError(
-                    f"the share {float(share_of[name]):g} of domain `{name}` is above its cap {float(cap):g}"
-                )
+            if (share := share_of.get(name, Fraction())) > cap:
+                raise ValueError(f"the share {float(share):g} of domain `{name}` is above its cap {float(cap):g}")
         weights, given = _weights(share_of, held, names)
         targets = _given_targets(weights, given, held, limits, budget_tokens, names, allow_short, unit)
     return _whole(targets, budget_tokens)
