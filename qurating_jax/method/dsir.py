@@ -111,5 +111,5 @@ def _log_probabilities(counts: NDArray[np.int64], pseudo_count: float) -> NDArra
     total = int(counts.sum())
     if total < 1:
         raise ValueError("there are no n-grams")
-    probabilities: NDArray[np.float64] = (counts + pseudo_count) / (total + pseudo_count * len(counts))
+    probabilities = (counts + np.float64(pseudo_count)) / (total + pseudo_count * len(counts))
     return elementary.log(probabilities + SMOOTHING)
