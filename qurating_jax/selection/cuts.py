@@ -345,7 +345,13 @@ def _take(found: _Candidates, rows: NDArray[np.integer]) -> _Candidates:
 
 
 def _sorted(found: _Candidates) -> _Candidates:
-    return _take(found, np.lexsort((found.hashes, -found.keys, found.domains)))
+    order = np.argsort(-found.keys)
+    keys = found.keys[order]
+    if (keys[1:] == keys[:-1]).any():
+        order = np.lexsort((found.hashes, -found.keys))
+    if found.domains.any():
+        order = order[np.argsort(found.domains[order], kind="stable")]
+    return _take(found, order)
 
 
 def _last_of_domains(found: _Candidates) -> _Candidates:

@@ -48,20 +48,23 @@ class Step:
     order: Order
     cuts: Cuts
 
-    def pick(self, block: KeyBlock) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Rows int64 [m] of the documents not below the cuts, and their keys float64 [m]."""
-        screen, rows, keys, start = Screen(self.order), [], [], 0
-        window = Window.between(self.cuts.keys, np.full(len(self.cuts.keys), np.inf))
+    def reach(self, block: KeyBlock) -> NDArray[np.int64]:
+        """Rows of the documents not below the cuts, ascending: int64 [m]."""
+        screen, found, start = Screen(self.order), [np.zeros(0, np.int64)], 0
+        # A range of one key and of the hashes up to the cut's: what lies in it or before it is reached.
+        window = Window(self.cuts.keys, self.cuts.keys, np.zeros_like(self.cuts.hashes), self.cuts.hashes)
         for chunk in chunks(block):
             settled = screen.settle(chunk, window)
-            few = chunk.take(settled.inside)
-            domains = np.zeros(len(few), np.int32) if few.domains is None else few.domains
-            cut_keys, cut_hashes = self.cuts.keys[domains], self.cuts.hashes[domains]
-            kept = (settled.keys > cut_keys) | ((settled.keys == cut_keys) & (few.hashes <= cut_hashes))
-            rows.append(settled.inside[kept] + start)
-            keys.append(settled.keys[kept])
+            rows = np.concatenate([settled.above, settled.inside]) + start
+            rows.sort()
+            found.append(rows)
             start += len(chunk)
-        return np.concatenate([np.zeros(0, np.int64), *rows]), np.concatenate([np.zeros(0), *keys])
+        return np.concatenate(found)
+
+    def pick(self, block: KeyBlock) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows int64 [m] of the documents not below the cuts, and their keys float64 [m]."""
+        rows = self.reach(block)
+        return rows, Screen(self.order).keys(block.take(rows))
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Decision:
     def taken(self, block: KeyBlock) -> NDArray[np.bool_]:
         """Which documents of a block are selected: bool [n]."""
         mask = np.zeros(len(block), bool)
-        mask[self.pick(block).rows] = True
+        for step in (*self.drafts, *self.steps):
+            mask[step.reach(block)] = True
         return mask
 
     def followed_by(self, step: Step) -> "Decision":

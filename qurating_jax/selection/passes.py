@@ -15,7 +15,7 @@ from qurating_jax.selection.key_table import KeyBlock, KeyTable
 T = TypeVar("T")
 
 PIECE_ROWS = 1 << 20  # of a task
-CHUNK_ROWS = 1 << 14  # what a task works on at once: a few arrays of this length stay in a core's cache
+CHUNK_ROWS = 1 << 16  # what a task works on at once: a few arrays of this length stay in a core's cache
 
 
 def num_threads() -> int:

@@ -74,7 +74,7 @@ class Screen:
 
     def settle(self, chunk: KeyBlock, window: Window) -> Settled:
         """Where the documents of a chunk (at most `CHUNK_ROWS`) lie; those that cannot be selected are left out."""
-        low = _of_domains(window.low, chunk)
+        low = window.low.min()  # of all domains; what passes it is looked at once more by its own domain's
         base = self._logits(chunk, self._base[: len(chunk)])
         if self.order.stream is None:
             rows = np.flatnonzero(base >= low)
@@ -88,10 +88,12 @@ class Screen:
         bound += base
         rows = np.flatnonzero(bound >= low)
         rows = rows[chunk.tokens[rows] > 0]
-        least = base[rows]
-        least += self._least[places[rows]]
-        high = window.high[0] if chunk.domains is None else window.high[chunk.domains[rows]]
-        sure = least > high
+        high = window.high[0]
+        if chunk.domains is not None:
+            domains = chunk.domains[rows]
+            able = bound[rows] >= window.low[domains]
+            rows, high = rows[able], window.high[domains[able]]
+        sure = base[rows] + self._least[places[rows]] > high
         open_rows = rows[~sure]
         keys = base[open_rows] + gumbel.gumbel_noise(chunk.hashes[open_rows], self.order.stream)
         return _split(chunk, open_rows, keys, window, before=rows[sure])

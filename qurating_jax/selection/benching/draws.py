@@ -1,0 +1,211 @@
+"""Our draw beside the original's rule, in turns, over the same memory-mapped numbers of synthetic documents.
+
+The original's rule: ratings to mean 0 and standard deviation 1 in float64 over the temperature, Gumbel noise from a
+generator, a full sort, documents taken until their tokens reach the budget; with domains a sort for each, whose
+documents a mask finds. Every turn has a process of its own, so that its memory is its own.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qurating_jax.method import budget, gumbel
+from qurating_jax.selection import passes, statistics
+from qurating_jax.selection.cuts import Draw
+from qurating_jax.selection.decision import Decision, Step
+from qurating_jax.selection.key_table import KeyBlock, Order
+
+_PART_ROWS = 5_000_000
+_WRITE_ROWS = 1 << 20
+_POLL_SECONDS = 0.002
+_COLUMNS = {"hashes": np.uint64, "ratings": np.float32, "tokens": np.int32, "domains": np.int32}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A draw to be measured.
+
+    Attributes:
+        directory: where `write` put the numbers.
+        num_documents: of the corpus.
+        num_domains: 1: one pool.
+        share: of the tokens that is selected.
+        temperature: of the sample.
+        memory_bytes: our limit of keys in memory.
+        threads: of our passes.
+    """
+
+    directory: str
+    num_documents: int
+    num_domains: int
+    share: float
+    temperature: float
+    memory_bytes: int
+    threads: int
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains."""
+        return ("",) if self.num_domains == 1 else tuple(f"{number:05d}" for number in range(self.num_domains))
+
+    def __len__(self) -> int:
+        return -(-self.num_documents // _PART_ROWS)
+
+    def num_rows(self, number: int) -> int:
+        """Documents of a part."""
+        return min(_PART_ROWS, self.num_documents - number * _PART_ROWS)
+
+    def block(self, number: int) -> KeyBlock:
+        """The documents of a part, memory-mapped."""
+        rows = slice(number * _PART_ROWS, number * _PART_ROWS + self.num_rows(number))
+        column = {name: self.column(name)[rows] for name in _COLUMNS}
+        domains = None if self.num_domains == 1 else column["domains"]
+        return KeyBlock(column["hashes"], column["tokens"], domains, {"rating": column["ratings"]})
+
+    def column(self, name: str) -> NDArray[Any]:
+        """All values of a column, memory-mapped."""
+        return np.load(_path(self.directory, name), mmap_mode="r", allow_pickle=False)[: self.num_documents]
+
+
+def write(directory: str, num_documents: int, num_domains: int) -> None:
+    """Writes the numbers of synthetic documents: normal ratings, 100 to 1 024 tokens, 20 bytes each."""
+    files = {
+        name: np.lib.format.open_memmap(_path(directory, name), "w+", dtype, (num_documents,))
+        for name, dtype in _COLUMNS.items()
+    }
+    generator = np.random.default_rng(0)
+    for start in range(0, num_documents, _WRITE_ROWS):
+        size = min(_WRITE_ROWS, num_documents - start)
+        rows = slice(start, start + size)
+        files["hashes"][rows] = generator.integers(0, 2**64, size, np.uint64)
+        files["ratings"][rows] = generator.standard_normal(size, np.float32)
+        files["tokens"][rows] = generator.integers(100, 1025, size, np.int32)
+        files["domains"][rows] = generator.integers(0, num_domains, size, np.int32)
+    for file in files.values():
+        file.flush()
+
+
+def ours(setting: Setting) -> int:
+    """Moments, totals, thresholds and the rows of the selected documents; returns their tokens."""
+    threads = setting.threads
+    moments = statistics.moments(setting, "rating", threads)
+    available = statistics.totals(setting, ["rating"], threads).tokens
+    wanted = round(setting.share * int(available.sum()))
+    targets = budget.domain_targets(available, wanted, names=setting.domain_names)
+    scale = 1 / (moments.std * setting.temperature)
+    order = Order("rating", scale, -moments.mean * scale, gumbel.noise_stream(0, "bench"))
+    draw = Draw(
+        table=setting,
+        order=order,
+        targets=[Fraction(int(target)) for target in targets],
+        available=available,
+        memory_bytes=setting.memory_bytes,
+        threads=threads,
+    )
+    step = Step(0, order, draw.run().cuts)
+    selected = np.zeros(-(-setting.num_documents // 8), np.uint8)  # a bit each
+    total, start = 0, 0
+    decision = Decision(("",), (), (step,))
+    # Pieces have a multiple of eight rows, but for the last one of a part.
+    for taken, tokens in passes.over(setting, lambda piece: _taken(decision, piece), threads):
+        selected[start : start + len(taken)] = taken
+        start += len(taken)
+        total += tokens
+    return total
+
+
+def original(setting: Setting) -> int:
+    """The original's rule; returns the tokens of the selected documents."""
+    ratings = np.asarray(setting.column("ratings"), np.float64)
+    ratings = (ratings - ratings.mean()) / ratings.std() / setting.temperature
+    ratings += np.random.default_rng(0).gumbel(size=len(ratings))
+    tokens = setting.column("tokens")
+    if setting.num_domains == 1:
+        return int(tokens[_fill(ratings, tokens, setting.share)].sum(dtype=np.int64))
+    domains, found = setting.column("domains"), []
+    for number in np.unique(domains):
+        mask = domains == number
+        found.append(np.flatnonzero(mask)[_fill(ratings[mask], tokens[mask], setting.share)])
+    return int(tokens[np.concatenate(found)].sum(dtype=np.int64))
+
+
+def measure(side: Callable[[Setting], int], setting: Setting) -> dict[str, float]:
+    """One turn in a process of its own: seconds by the clock and of CPU, peak of its own memory in bytes, tokens."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_turn, (side, setting))
+
+
+def contest(setting: Setting, rounds: int) -> dict[str, Any]:
+    """Both sides in turns.
+
+    Returns:
+        Medians of every side and the medians of the ratios within a round.
+    """
+    sides = {"ours": ours, "original": original}
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            turns[name].append(measure(sides[name], setting))
+    medians = {
+        name: {kind: float(np.median([turn[kind] for turn in found])) for kind in found[0]}
+        for name, found in turns.items()
+    }
+    ratios = {
+        kind: float(np.median([b[kind] / a[kind] for a, b in zip(turns["ours"], turns["original"], strict=True)]))
+        for kind in ("wall_seconds", "cpu_seconds")
+    }
+    return {"documents": setting.num_documents, "domains": setting.num_domains, **medians, "ratios": ratios}
+
+
+def _taken(decision: Decision, piece: KeyBlock) -> tuple[NDArray[np.uint8], int]:
+    mask = decision.taken(piece)
+    return np.packbits(mask), int(piece.tokens[mask].sum(dtype=np.int64))
+
+
+def _fill(keys: NDArray[np.float64], tokens: NDArray[np.int32], share: float) -> NDArray[np.int64]:
+    order = np.argsort(-keys)
+    reached = np.cumsum(tokens[order], dtype=np.int64)
+    return order[: int(np.argmax(reached >= share * reached[-1])) + 1]
+
+
+def _turn(side: Callable[[Setting], int], setting: Setting) -> dict[str, float]:
+    for name in _COLUMNS:  # the files are in memory before either side begins
+        setting.column(name).max()
+    before, peak, over = _own_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.is_set():
+            peak = max(peak, _own_bytes())
+            time.sleep(_POLL_SECONDS)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = side(setting)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    over.set()
+    watcher.join()
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "peak_bytes": float(peak - before), "tokens": float(tokens)}
+
+
+def _own_bytes() -> int:
+    """Memory of this process beside mapped files, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _path(directory: str, name: str) -> str:
+    return os.path.join(directory, f"{name}.npy")
