@@ -1,14 +1,9 @@
 """The cache of key files: scanned once per input and fields, by any number of processes, and used again."""
 
 import contextlib
+import functools
 import json
-import logging
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +14,7 @@ from qurating_jax.data.parts import Parts, cut_parts
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.claims import Claims, claims_on
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.processes import crew
 from qurating_jax.runtime.progress import progress
 from qurating_jax.selection import key_files
 from qurating_jax.selection.key_files import KeyFiles, part_name
@@ -32,8 +28,6 @@ PARTS = "parts.json"
 MAX_ROWS, MAX_BYTES = 1 << 17, 128 << 20
 _TIMEOUT_SECONDS = 6 * 3600.0  # counting the rows of a corpus of JSON lines takes a while, and so may a part
 _FORMAT = 1  # of what is in the cache; another number is another directory
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,11 +135,21 @@ class _Job:
     ) -> None:
         """Sees to it that the parts are there; those that others have at work come last."""
         passed = []
-        for number, is_done in self._each(numbers, claims, tokenizer):
+
+        def on_part(number: int, is_done: bool) -> None:
             if is_done:
                 advance(self.parts.count_rows([number]))
             else:
                 passed.append(number)
+
+        num_workers = min(self.options.num_workers, len(numbers))
+        if num_workers > 1:
+            with crew(functools.partial(_Worker, self, claims is not None), num_workers) as workers:
+                workers.work(numbers, on_part)
+        else:
+            with self.source() as source:
+                for number in numbers:
+                    on_part(number, self.scan(source, number, claims, tokenizer))
         for number in passed:
             assert claims is not None
             with claims.wait(part_name(number), timeout=_TIMEOUT_SECONDS, purpose="scans this part"):
@@ -153,32 +157,6 @@ class _Job:
                     with self.source() as source:
                         key_files.write(self.directory, number, scan_part(source, number, self.fields, tokenizer))
             advance(self.parts.count_rows([number]))
-
-    def _each(
-        self, numbers: Sequence[int], claims: Claims | None, tokenizer: "TextTokenizer | None"
-    ) -> Iterator[tuple[int, bool]]:
-        """(part, whether it is there now), as they come."""
-        if min(self.options.num_workers, len(numbers)) <= 1:
-            with self.source() as source:
-                for number in numbers:
-                    yield number, self.scan(source, number, claims, tokenizer)
-            return
-        workers = ProcessPoolExecutor(
-            min(self.options.num_workers, len(numbers)),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(self, claims is not None),
-        )
-        try:
-            running = {workers.submit(_scan_in_worker, number): number for number in numbers}
-            for done in as_completed(running):
-                yield running[done], done.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a process of the scan was killed, perhaps for want of memory; start again with fewer --num_workers"
-            ) from None
-        finally:
-            workers.shutdown(cancel_futures=True)
 
     def scan(
         self, source: SelectionSource, number: int, claims: Claims | None, tokenizer: "TextTokenizer | None"
@@ -193,29 +171,16 @@ class _Job:
             return mine
 
 
-# What a process of the pool works with: the executor passes numbers of parts alone.
-_worker: tuple[_Job, SelectionSource, Claims | None, "TextTokenizer | None"] | None = None
+class _Worker:
+    """What a process of the scan works with."""
 
+    def __init__(self, job: _Job, has_claims: bool) -> None:
+        self._job, self._source = job, job.source()
+        self._claims = Claims(job.directory) if has_claims else None
+        self._tokenizer = _load(job.options) if job.options.tokenizer and not job.fields.tokens else None
 
-def _start_worker(job: _Job, has_claims: bool) -> None:
-    global _worker
-    # The pool's own processes would wait for work for ever where their parent was killed.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    tokenizer = _load(job.options) if job.options.tokenizer and not job.fields.tokens else None
-    _worker = job, job.source(), Claims(job.directory) if has_claims else None, tokenizer
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _scan_in_worker(number: int) -> bool:
-    assert _worker is not None
-    job, source, claims, tokenizer = _worker
-    return job.scan(source, number, claims, tokenizer)
+    def __call__(self, number: int) -> bool:
+        return self._job.scan(self._source, number, self._claims, self._tokenizer)
 
 
 def _load(options: ScanOptions) -> "TextTokenizer":

@@ -7,7 +7,6 @@ Scores that are computed later stand beside in directories `scores-NAME`, one `.
 """
 
 import base64
-import binascii
 import copy
 import io
 import json
@@ -136,27 +135,35 @@ class KeyFiles:
                 parts that do not fit together.
         """
         self.directory, self.parts = directory, parts
-        self.counts, names, schemas, kinds = KeyCounts(), set[str](), [], dict[str, list[pa.DataType]]()
-        own_names = []
+        self.counts, self._num_rows = KeyCounts(), list[int]()
         self.found: set[str] = set()
+        names, own_names, kinds = set[str](), list[tuple[str, ...]](), dict[str, list[pa.DataType]]()
+        schemas: dict[str, tuple[str, pa.Schema]] = {}  # thousands of parts have few
         for number in range(len(parts)):
-            columns, about = self._describe(number)
-            counts = KeyCounts(**about["counts"])
+            path = storage.join(directory, part_name(number))
+            columns, about = _describe(path)
+            try:
+                counts = KeyCounts(**about["counts"])
+                own_names.append(tuple(about["domain_names"]))
+                self.found.update(about["found"])
+                if about["schema"] not in schemas:
+                    content = base64.b64decode(about["schema"])
+                    schemas[about["schema"]] = part_name(number), pa.ipc.read_schema(pa.py_buffer(content))
+            except (pa.ArrowException, KeyError, TypeError, ValueError):
+                raise _broken(path) from None
             start, stop = parts.span(number)
             if counts.documents + sum(counts.rejected.values()) != stop - start:
-                raise _broken(storage.join(directory, part_name(number)))
+                raise _broken(path)
             self.counts += counts
-            own_names.append(tuple(about["domain_names"]))
+            self._num_rows.append(counts.documents)
             names.update(own_names[-1])
-            self.found.update(about["found"])
-            schemas.append((part_name(number), pa.ipc.read_schema(pa.py_buffer(base64.b64decode(about["schema"])))))
+            if len(names) > _MAX_DOMAINS:
+                raise UserError(f"more than {_MAX_DOMAINS:,} domains; --domain_field names a column of too many values")
             for column in columns:
                 if column.name.startswith(_RATING):
                     kinds.setdefault(column.name.removeprefix(_RATING), []).append(column.type)
-            if len(names) > _MAX_DOMAINS:
-                raise UserError(f"more than {_MAX_DOMAINS:,} domains; --domain_field names a column of too many values")
         self.domain_names = tuple(sorted(names)) or ("",)
-        self.schema = schema_of(schemas, id_field) if schemas else pa.schema([])
+        self.schema = schema_of(list(schemas.values()), id_field) if schemas else pa.schema([])
         self.score_names = tuple(kinds)
         numbers = {name: place for place, name in enumerate(self.domain_names)}
         self._renumber = [_renumbering([numbers[name] for name in own]) for own in own_names]
@@ -168,6 +175,10 @@ class KeyFiles:
 
     def __len__(self) -> int:
         return len(self.parts)
+
+    def num_rows(self, number: int) -> int:
+        """Documents of a part, known without opening it."""
+        return self._num_rows[number]
 
     def block(self, number: int) -> KeyBlock:
         """The documents of a part."""
@@ -210,9 +221,8 @@ class KeyFiles:
 
     def write_scores(self, name: str, number: int, values: NDArray[np.float64]) -> None:
         """Commits the scores of a part, float64 [n], NaN where a document has none; infinities become NaN."""
-        num_rows = len(self.block(number))
-        if values.shape != (num_rows,):
-            raise ValueError(f"{len(values)} scores of {num_rows} documents")
+        if values.shape != (self.num_rows(number),):
+            raise ValueError(f"{len(values)} scores of {self.num_rows(number)} documents")
         content = io.BytesIO()
         scores = np.where(np.isfinite(values), values, np.nan).astype(np.float64) + 0.0  # no negative zeros
         np.lib.format.write_array(content, scores, allow_pickle=False)
@@ -246,17 +256,18 @@ class KeyFiles:
         scores |= {name: _read_scores(path, number, batch.num_rows) for name, path in self._added.items()}
         return KeyBlock(_values(batch, "id_hash"), tokens, domains, scores)
 
-    def _describe(self, number: int) -> tuple[pa.Schema, dict[str, Any]]:
-        path = storage.join(self.directory, part_name(number))
-        with storage.open_read(path) as stream:
-            try:
-                schema = pa.ipc.open_file(stream).schema
-                about = json.loads((schema.metadata or {})[_METADATA])
-                if about["version"] != _VERSION:
-                    raise ValueError("another version")
-            except (pa.ArrowException, KeyError, TypeError, ValueError, binascii.Error):
-                raise _broken(path) from None
-        return schema, about
+
+def _describe(path: str) -> tuple[pa.Schema, dict[str, Any]]:
+    """The columns of a key file, and what it says about itself."""
+    with storage.open_read(path) as stream:
+        try:
+            schema = pa.ipc.open_file(stream).schema
+            about = json.loads((schema.metadata or {})[_METADATA])
+            if about["version"] != _VERSION:
+                raise ValueError("another version")
+        except (pa.ArrowException, KeyError, TypeError, ValueError):
+            raise _broken(path) from None
+    return schema, about
 
 
 def score_path(directory: str, number: int) -> str:
@@ -265,7 +276,7 @@ def score_path(directory: str, number: int) -> str:
 
 
 def open_batch(path: str, number: int = 0) -> pa.RecordBatch:
-    """A record batch of an uncompressed Arrow file: mapped where it is local, without an open file; read elsewhere."""
+    """A record batch of an uncompressed Arrow file of this cache: mapped where it is local, without an open file; read elsewhere."""
     try:
         if storage.is_remote(path):
             with storage.open_read(path) as stream:
