@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-BLOCK = 8192  # values worked on at a time: the buffers stay in the second-level cache
+BLOCK = 16384  # values worked on at a time: the buffers stay in the second-level cache
 NUM_BUFFERS = 5
 
 # e_log.c: |log(1+f) - (f - s (f - R(s^2)))| < 2^-58.45 for s = f / (2+f) and 1+f between sqrt(1/2) and sqrt(2);
