@@ -11,8 +11,8 @@ from qurating_jax.method import elementary
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 8192
-_BLOCK_BITS = 13  # 2^13 = _BLOCK
+_BLOCK_BITS = 14
+_BLOCK = 1 << _BLOCK_BITS
 _UNIT_BITS = 1074  # every float64 is a multiple of 2^-1074
 _LARGE = 2.0**900  # values from here on are scaled, so that no grid overflows
 _SCALE_BITS = 200
@@ -23,17 +23,16 @@ class ExactSum:
     """A sum without rounding: the same for every order and sharding of its values.
 
     A float64 sum depends on the order of its terms in the last bits, and one bit of a mean moves every key of a
-    selection. Here blocks of 2^13 values are cut at a grid (Rump, Ogita and Oishi 2008, "Accurate floating-point
-    summation", error-free extraction): with all |x| <= 2^m and the grid g = 2^(m-38), (1.5 * 2^(m+14) + x) -
-    1.5 * 2^(m+14) is x rounded to a multiple of g and what is left of x is exact. The sum of the multiples is below
-    2^(m+13) = 2^51 g, hence exact whatever the order in which they are added; the rest, at most g / 2, is cut again at
+    selection. Here blocks of 2^14 values are cut at a grid (Rump, Ogita and Oishi 2008, "Accurate floating-point
+    summation", error-free extraction): with all |x| <= 2^m and the grid g = 2^(m-37), (1.5 * 2^(m+15) + x) -
+    1.5 * 2^(m+15) is x rounded to a multiple of g and what is left of x is exact. The sum of the multiples is below
+    2^(m+14) = 2^51 g, hence exact whatever the order in which they are added; the rest, at most g / 2, is cut again at
     a finer grid until nothing is left. Ratings need one or two grids. The sums of blocks are collected in one whole
     number of units 2^-1074.
     """
 
     def __init__(self) -> None:
         self._units = 0
-        self._buffers: tuple[Floats, Floats] | None = None
 
     def add(self, values: ArrayLike) -> None:
         """Adds a float array of any shape.
@@ -42,11 +41,10 @@ class ExactSum:
             ValueError: a value is NaN or infinite; nothing can be said of the sum then.
         """
         flat = np.asarray(values).reshape(-1)
-        if self._buffers is None:
-            self._buffers = (np.empty(_BLOCK), np.empty(_BLOCK))
+        buffers = np.empty((2, min(flat.size, _BLOCK)))
         for start in range(0, flat.size, _BLOCK):
             part = flat[start : start + _BLOCK]
-            left, cut = (buffer[: part.size] for buffer in self._buffers)
+            left, cut = (buffer[: part.size] for buffer in buffers)
             np.copyto(left, part)
             self._units += _block_units(left, cut)
 
@@ -213,7 +211,7 @@ def _softmax_moments(logits: np.ndarray) -> SoftmaxMoments:
 
 
 def _block_units(left: Floats, cut: Floats) -> int:
-    """Exact sum of a block of at most 2^13 values in units of 2^-1074; both buffers [n] are overwritten."""
+    """Exact sum of a block of at most 2^14 values in units of 2^-1074; both buffers [n] are overwritten."""
     units = 0
     while (top := max(float(left.max()), -float(left.min()))) != 0.0:
         if not math.isfinite(top):
