@@ -4,7 +4,7 @@ A decision is small whatever the corpus, and a pure function of it and of a bloc
 selected, with which keys, for which member of a mix. So any number of machines can copy rows without asking each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -65,6 +65,15 @@ class Step:
         """Rows int64 [m] of the documents not below the cuts, and their keys float64 [m]."""
         rows = self.reach(block)
         return rows, Screen(self.order).keys(block.take(rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back, to the bit."""
+        return {"member": self.member, "order": self.order.to_json(), "cuts": self.cuts.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The step of `to_json`; `KeyError`, `TypeError` or `ValueError` where it is something else."""
+        return cls(int(value["member"]), Order.from_json(value["order"]), Cuts.from_json(value["cuts"]))
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,8 @@ class Decision:
         """Plain values that `from_json` takes back, to the bit."""
         return {
             "member_names": list(self.member_names),
-            "drafts": [_step_to_json(step) for step in self.drafts],
-            "steps": [_step_to_json(step) for step in self.steps],
+            "drafts": [step.to_json() for step in self.drafts],
+            "steps": [step.to_json() for step in self.steps],
             "stream": self.stream,
         }
 
@@ -142,35 +151,7 @@ class Decision:
         """The decision of `to_json`; `KeyError`, `TypeError` or `ValueError` where it is something else."""
         return cls(
             tuple(str(name) for name in value["member_names"]),
-            _steps_from_json(value["drafts"]),
-            _steps_from_json(value["steps"]),
+            tuple(map(Step.from_json, value["drafts"])),
+            tuple(map(Step.from_json, value["steps"])),
             int(value["stream"]),
         )
-
-
-def _step_to_json(step: Step) -> dict[str, Any]:
-    order = step.order
-    return {
-        "member": step.member,
-        "score": order.score,
-        "scale": order.scale.hex(),
-        "shift": order.shift.hex(),
-        "stream": order.stream,
-        "cuts": step.cuts.to_json(),
-    }
-
-
-def _steps_from_json(values: Sequence[Any]) -> tuple[Step, ...]:
-    return tuple(
-        Step(
-            int(value["member"]),
-            Order(
-                str(value["score"]),
-                float.fromhex(value["scale"]),
-                float.fromhex(value["shift"]),
-                None if value["stream"] is None else int(value["stream"]),
-            ),
-            Cuts.from_json(value["cuts"]),
-        )
-        for value in values
-    )

@@ -100,6 +100,21 @@ class Order:
     shift: float = 0.0
     stream: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back, to the bit."""
+        return {"score": self.score, "scale": self.scale.hex(), "shift": self.shift.hex(), "stream": self.stream}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Order":
+        """The order of `to_json`; `KeyError`, `TypeError` or `ValueError` where it is something else."""
+        stream = value["stream"]
+        return cls(
+            str(value["score"]),
+            float.fromhex(value["scale"]),
+            float.fromhex(value["shift"]),
+            None if stream is None else int(stream),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Cuts:

@@ -60,6 +60,16 @@ class Ranking:
         if self.by is not None and not self.kind.startswith("key_"):
             raise ValueError(f"the order {self.kind} reads no keys; give key_descending or key_ascending")
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back."""
+        return {"kind": self.kind, "by": None if self.by is None else self.by.to_json(), "stream": self.stream}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Ranking":
+        """The order of `to_json`; `KeyError`, `TypeError` or `ValueError` where it is something else."""
+        by, stream = value["by"], value["stream"]
+        return cls(value["kind"], None if by is None else Order.from_json(by), None if stream is None else int(stream))
+
     def order_keys(self, block: KeyBlock, picked: Picked) -> NDArray[np.float64] | None:
         """Keys of the order `by`, float64 [m], NaN where a document has no score; None without `by`."""
         return None if self.by is None else Screen(self.by).keys(block.take(picked.rows))
