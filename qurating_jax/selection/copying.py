@@ -129,12 +129,15 @@ def copy_selection(job: CopyJob) -> Copied:
     claims = claims_on(job.output)
     with contextlib.closing(job.open_inputs()) as inputs:
         PartRows(inputs, job.ranking, keeps_rows=job.write == "rows").check(json=job.kind == "jsonl.zst")
-        make = partial(_make_plan, job, inputs)
-        plan = shared_plan(job.path(SPILL, "plan.json"), make, claims)
-        members = len(inputs.picks.member_names) > 1
-    with crew(partial(_Copier.open, job), job.num_workers) as workers:
-        done = _gather_all(job, plan, claims, workers) and (plan.shards is None or _write_all(job, plan, workers))
-    if not done or not _merge_ids(job, plan, claims, members):
+        plan = shared_plan(job.path(SPILL, "plan.json"), partial(_make_plan, job, inputs), claims)
+
+        def make_own() -> _Copier:
+            return _Copier(job, inputs, plan)
+
+        make_worker = make_own if job.num_workers == 1 else partial(_Copier.open, job)
+        with crew(make_worker, job.num_workers) as workers:
+            done = _gather_all(job, plan, claims, workers) and (plan.shards is None or _write_all(job, plan, workers))
+    if not done or not _merge_ids(job, plan, claims, members=len(inputs.picks.member_names) > 1):
         return Copied(False, plan.num_selected, 0 if plan.shards is None else len(plan.shards), plan.num_last)
     return _conclude(job)
 
@@ -317,7 +320,7 @@ def _plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 # ---- the end
 
 
-def _merge_ids(job: CopyJob, plan: CopyPlan, claims: Claims | None, members: bool) -> bool:
+def _merge_ids(job: CopyJob, plan: CopyPlan, claims: Claims | None, *, members: bool) -> bool:
     """Writes `ids.parquet`; False where another worker is doing it."""
     with contextlib.ExitStack() as stack:
         if claims is not None and not stack.enter_context(claims.take("ids")):

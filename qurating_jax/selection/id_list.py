@@ -99,9 +99,37 @@ class IdList:
                     ranks[position] = rank
         return ranks
 
-    def ids_at(self, ranks: NDArray[np.int64]) -> list[str]:
-        """The ids of documents by rank."""
-        return self._ids.take(pa.array(ranks)).to_pylist()
+    def id_of(self, rank: int) -> str:
+        """The id of a document by rank."""
+        return str(self._ids[rank].as_py())
+
+
+class Finder:
+    """Finds the documents of a list in a stream of ids; an id that comes again is passed over."""
+
+    def __init__(self, ids: IdList) -> None:
+        self._ids = ids
+        self._found = np.zeros(len(ids), bool)
+
+    def find(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+        """(position, rank) of those among the ids that are listed and have not come before, by position."""
+        new = []
+        for position, rank in enumerate(self._ids.ranks_of(ids).tolist()):
+            if rank >= 0 and not self._found[rank]:
+                self._found[rank] = True
+                new.append((position, rank))
+        return new
+
+    def check_complete(self) -> None:
+        """Raises `UserError` where listed documents have not come."""
+        missing = np.flatnonzero(~self._found)
+        if len(missing):
+            examples = ", ".join(f"`{self._ids.id_of(int(rank))}`" for rank in missing[:3])
+            raise UserError(
+                f"{len(missing):,} of {len(self._ids):,} selected documents are not in the input ({examples}"
+                f"{' ...' if len(missing) > 3 else ''}); give the documents that were selected from, with the same "
+                "--id_field and --text_field"
+            )
 
 
 def id_list_path(place: str) -> str:
