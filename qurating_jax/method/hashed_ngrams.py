@@ -182,11 +182,11 @@ class _Words:
         pieces = self._number(blob, starts, ends)
         begins = np.cumsum([0, *(len(text) + 1 for text in texts)])
         bounds = np.searchsorted(starts, begins)
-        lengths = self._lengths.values[pieces]
-        if (lengths == 1).all() and (self._starts.values[pieces] == pieces).all():
-            return pieces, bounds
+        firsts, lengths = self._starts.values[pieces], self._lengths.values[pieces]
+        if (lengths == 1).all():
+            return self._tokens.values[firsts], bounds
         last = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        places = np.repeat(self._starts.values[pieces] - last[:-1], lengths) + np.arange(last[-1])
+        places = np.repeat(firsts - last[:-1], lengths) + np.arange(last[-1])
         return self._tokens.values[places], last[bounds]
 
     def _number(self, blob: bytes, starts: Numbers, ends: Numbers) -> Numbers:
