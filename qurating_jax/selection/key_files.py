@@ -7,8 +7,10 @@ Scores that are computed later stand beside in directories `scores-NAME`, one `.
 """
 
 import base64
+import bisect
 import copy
 import io
+import itertools
 import json
 import re
 import threading
@@ -150,10 +152,10 @@ class KeyFiles:
                     content = base64.b64decode(about["schema"])
                     schemas[about["schema"]] = part_name(number), pa.ipc.read_schema(pa.py_buffer(content))
             except (pa.ArrowException, KeyError, TypeError, ValueError):
-                raise _broken(path) from None
+                raise broken(path) from None
             start, stop = parts.span(number)
             if counts.documents + sum(counts.rejected.values()) != stop - start:
-                raise _broken(path)
+                raise broken(path)
             self.counts += counts
             self._num_rows.append(counts.documents)
             names.update(own_names[-1])
@@ -162,6 +164,7 @@ class KeyFiles:
             for column in columns:
                 if column.name.startswith(_RATING):
                     kinds.setdefault(column.name.removeprefix(_RATING), []).append(column.type)
+        self._first_rows = [0, *itertools.accumulate(self._num_rows)]
         self.domain_names = tuple(sorted(names)) or ("",)
         self.schema = schema_of(list(schemas.values()), id_field) if schemas else pa.schema([])
         self.score_names = tuple(kinds)
@@ -179,6 +182,14 @@ class KeyFiles:
     def num_rows(self, number: int) -> int:
         """Documents of a part, known without opening it."""
         return self._num_rows[number]
+
+    def first_row(self, number: int) -> int:
+        """Number of a part's first document in the whole table."""
+        return self._first_rows[number]
+
+    def part_of(self, row: int) -> int:
+        """The part that a document of the table, by its number, is in."""
+        return bisect.bisect_right(self._first_rows, row) - 1
 
     def block(self, number: int) -> KeyBlock:
         """The documents of a part."""
@@ -223,11 +234,8 @@ class KeyFiles:
         """Commits the scores of a part, float64 [n], NaN where a document has none; infinities become NaN."""
         if values.shape != (self.num_rows(number),):
             raise ValueError(f"{len(values)} scores of {self.num_rows(number)} documents")
-        content = io.BytesIO()
         scores = np.where(np.isfinite(values), values, np.nan).astype(np.float64) + 0.0  # no negative zeros
-        np.lib.format.write_array(content, scores, allow_pickle=False)
-        with storage.atomic_write(score_path(self.score_directory(name), number)) as stream:
-            stream.write(content.getbuffer())
+        write_array(score_path(self.score_directory(name), number), scores)
 
     def missing_scores(self, name: str) -> list[int]:
         """Numbers of the parts whose scores of this name are not committed."""
@@ -266,7 +274,7 @@ def _describe(path: str) -> tuple[pa.Schema, dict[str, Any]]:
             if about["version"] != _VERSION:
                 raise ValueError("another version")
         except (pa.ArrowException, KeyError, TypeError, ValueError):
-            raise _broken(path) from None
+            raise broken(path) from None
     return schema, about
 
 
@@ -276,7 +284,11 @@ def score_path(directory: str, number: int) -> str:
 
 
 def open_batch(path: str, number: int = 0) -> pa.RecordBatch:
-    """A record batch of an uncompressed Arrow file of this cache: mapped where it is local, without an open file; read elsewhere."""
+    """A record batch of an uncompressed Arrow file: mapped where it is local, without an open file; read elsewhere.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
     try:
         if storage.is_remote(path):
             with storage.open_read(path) as stream:
@@ -287,7 +299,7 @@ def open_batch(path: str, number: int = 0) -> pa.RecordBatch:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it was removed while it was in use, start again") from None
     except (pa.ArrowException, OSError):
-        raise _broken(path) from None
+        raise broken(path) from None
 
 
 def _open(path: str) -> pa.RecordBatch:
@@ -300,19 +312,31 @@ def _values(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
 
 def _read_scores(directory: str, number: int, num_rows: int) -> NDArray[np.float64]:
     path = score_path(directory, number)
+    values = open_array(path)
+    if values.dtype != np.float64 or values.shape != (num_rows,):
+        raise broken(path)
+    return values
+
+
+def open_array(path: str) -> NDArray[Any]:
+    """The array of a `.npy` file: mapped where it is local; `UserError` where it is missing, damaged or of objects."""
     try:
         if storage.is_remote(path):
             with storage.open_read(path) as stream:
-                values = np.load(io.BytesIO(stream.read()), allow_pickle=False)
-        else:
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
+                return np.load(io.BytesIO(stream.read()), allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; scores of a part are missing, start again") from None
+        raise UserError(f"{path}: no such file; it was removed while it was in use, start again") from None
     except (ValueError, EOFError, OSError):
-        raise _broken(path) from None
-    if values.dtype != np.float64 or values.shape != (num_rows,):
-        raise _broken(path)
-    return values
+        raise broken(path) from None
+
+
+def write_array(path: str, values: NDArray[Any]) -> None:
+    """Commits an array as a `.npy` file."""
+    content = io.BytesIO()
+    np.lib.format.write_array(content, values, allow_pickle=False)
+    with storage.atomic_write(path) as stream:
+        stream.write(content.getbuffer())
 
 
 def _renumbering(numbers: Sequence[int]) -> NDArray[np.int32] | None:
@@ -320,7 +344,8 @@ def _renumbering(numbers: Sequence[int]) -> NDArray[np.int32] | None:
     return None if list(numbers) == list(range(len(numbers))) else np.array(numbers, np.int32)
 
 
-def _broken(path: str) -> UserError:
+def broken(path: str) -> UserError:
+    """The error of a file of the cache that is not what its name says."""
     return UserError(f"{path}: damaged, or not a file of this cache; remove it and start again")
 
 
