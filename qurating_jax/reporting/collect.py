@@ -13,8 +13,16 @@ from qurating_jax.runtime import manifest, storage
 EXPECTED = ("judge run", "train-rater", "annotate", "select", "train-lm", "eval-lm")
 EXCERPT_CHARACTERS = 300
 CELL_CHARACTERS = 90  # of a cell in the plain summary
+MOST_DOMAINS = 200  # rows of a table of domains
 _SUFFIX = "_average"
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # "not printable" to Python, needed by Persian and Hindi
+_SELECTION_FACTS = (
+    "strategy", "rating", "temperature", "inverse", "normalize", "domain_field", "order", "seed", "num_documents",
+    "num_eligible", "num_selected", "share_documents", "eligible_tokens", "selected_tokens", "share_tokens",
+    "budget_tokens", "budget_documents", "overshoot_tokens", "overshoot_documents", "threshold_key",
+    "threshold_rating", "effective_sample_size", "effective_share", "kl_from_uniform", "mean_rating_eligible",
+    "mean_rating_selected", "num_missing_domains", "num_rejected",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,18 +188,109 @@ def _document(artifact: Artifact, part: str, group: int, row: int) -> tuple[str,
 
 
 def _selections(artifacts: list[Artifact]) -> Iterator[Section]:
-    documents = {a.name: storage.read_json(f"{a.path}/selection.json") for a in artifacts}
-    names = ("strategy", "rating", "temperature", "inverse", "budget_tokens", "selected_tokens", "share_tokens",
-             "num_selected", "threshold_key", "effective_sample_size", "mean_rating_eligible",
-             "mean_rating_selected")  # fmt: skip
-    if documents:
-        rows = tuple((name.replace("_", " "), *(_cell(d.get(name)) for d in documents.values())) for name in names)
-        yield Section("Selections", ("", *documents), rows)
+    """What the selections did, side by side; then what each did by domain and by member, and what they share."""
+    notes: list[str] = []
+    documents = {artifact.name: _json(artifact, "selection.json", notes) for artifact in artifacts}
+    if not documents:
+        return
+    facts = {name: _selection_facts(document) for name, document in documents.items()}
+    named = dict.fromkeys(fact for found in facts.values() for fact, value in found.items() if value is not None)
+    rows = tuple((fact, *(_cell(found.get(fact)) for found in facts.values())) for fact in named)
+    yield Section("Selections", ("", *documents), rows, notes=tuple(notes), brief=bool(notes))
+    ratings = [row for name, document in documents.items() for row in _rating_rows(name, document)]
+    if ratings:
+        headings = dict.fromkeys(heading for row in ratings for heading in row)
+        cells = tuple(tuple(_cell(row.get(heading)) for heading in headings) for row in ratings)
+        yield Section("Selections: ratings before and after", tuple(headings), cells)
+    yield from _domain_mix({name: _list_of(document, "domains") for name, document in documents.items()})
     for name, document in documents.items():
-        if document.get("domains"):
-            keys = list(document["domains"][0])
-            rows = tuple(tuple(_cell(row.get(key)) for key in keys) for row in document["domains"])
-            yield Section(f"Selection by domain: {name}", tuple(key.replace("_", " ") for key in keys), rows)
+        overlap = document.get("overlap")
+        for title, table in (
+            ("Selection by domain", _list_of(document, "domains")),
+            ("Selection by member", _list_of(document, "members")),
+            ("Overlap with other selections", _list_of(overlap, "with") if isinstance(overlap, dict) else []),
+        ):
+            if table:
+                yield _table(f"{title}: {name}", table)
+
+
+def _selection_facts(document: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a selection as a whole by name, reasons of rejection each by itself."""
+    values = {name: document.get(name) for name in _SELECTION_FACTS}
+    facts = {
+        name.replace("_", " "): " × ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+    rejected = document.get("rejected")
+    reasons = rejected.items() if isinstance(rejected, dict) else ()
+    return facts | {f"rejected: {str(reason).replace('_', ' ')}": count for reason, count in reasons if count}
+
+
+def _rating_rows(name: str, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for rating, about in _mappings(document.get("ratings")):
+        for side, values in _mappings(about):
+            plain = {key.replace("_", " "): value for key, value in values.items() if key != "quantiles"}
+            quantiles = values.get("quantiles")
+            shares = quantiles.items() if isinstance(quantiles, dict) else ()
+            yield {
+                "selection": name,
+                "rating": rating,
+                "documents": side,
+                **plain,
+                **{f"quantile {share}": value for share, value in shares},
+            }
+
+
+def _domain_mix(selections: dict[str, list[dict[str, Any]]]) -> Iterator[Section]:
+    """Shares of the domains before and after, selections side by side, those that changed most first."""
+    shares: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for name, rows in selections.items():
+        for row in rows:
+            pair = (row.get("share_eligible"), row.get("share_selected"))
+            if pair != (None, None):
+                shares.setdefault(str(row.get("domain")), {})[name] = pair
+    if not shares:
+        return
+
+    def change(domain: str) -> float:
+        return max(_difference(pair) for pair in shares[domain].values())
+
+    domains = sorted(shares, key=lambda domain: (-change(domain), domain))
+    shown = [name for name in selections if any(name in found for found in shares.values())]
+    cells = tuple(
+        (_cell(domain), *(_cell(share) for name in shown for share in shares[domain].get(name, (None, None))))
+        for domain in domains[:MOST_DOMAINS]
+    )
+    headings = ("domain", *(f"{when}: {name}" for name in shown for when in ("before", "after")))
+    yield Section("Domain mix: shares before and after selection", headings, cells, notes=_more(domains))
+
+
+def _table(title: str, table: list[dict[str, Any]]) -> Section:
+    """Rows with the columns that say something in one of them; the name first."""
+    keys = [
+        key
+        for key in dict.fromkeys(key for row in table for key in row)
+        if any(row.get(key) is not None for row in table)
+    ]
+    keys.sort(key=lambda key: key not in ("domain", "member", "selection"))
+    rows = tuple(tuple(_cell(row.get(key)) for key in keys) for row in table[:MOST_DOMAINS])
+    return Section(title, tuple(key.replace("_", " ") for key in keys), rows, notes=_more(table))
+
+
+def _more(rows: list[Any]) -> tuple[str, ...]:
+    rest = len(rows) - MOST_DOMAINS
+    return (f"{rest:,} more are in selection.json.",) if rest > 0 else ()
+
+
+def _difference(pair: tuple[Any, Any]) -> float:
+    before, after = (float(share) if isinstance(share, (int, float)) else 0.0 for share in pair)
+    return abs(after - before)
+
+
+def _list_of(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The mappings in a list of a document; none where it is something else."""
+    value = document.get(name)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _language_models(artifacts: list[Artifact]) -> Iterator[Section]:
@@ -229,11 +328,16 @@ def _folders(directory: str) -> Iterator[tuple[str, str]]:
 
 
 def _eval(artifact: Artifact, notes: list[str]) -> dict[str, Any]:
-    path = storage.join(artifact.path, "eval.json")
+    return dict(_mappings(_json(artifact, "eval.json", notes)))
+
+
+def _json(artifact: Artifact, name: str, notes: list[str]) -> dict[str, Any]:
+    path = storage.join(artifact.path, name)
     if not storage.exists(path):
-        notes.append(f"{artifact.name} has no eval.json.")
+        notes.append(f"{artifact.name} has no {name}.")
         return {}
-    return dict(_mappings(storage.read_json(path)))
+    document = storage.read_json(path)
+    return document if isinstance(document, dict) else {}
 
 
 def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:

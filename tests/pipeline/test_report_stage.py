@@ -1,15 +1,22 @@
+import itertools
 import json
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qurating_jax.method import budget
 from qurating_jax.pipeline import report
 from qurating_jax.reporting import collect
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.selection import overlap
+from qurating_jax.selection.drawing import Drawer
+from qurating_jax.selection.explanation import Asked, Scanned, explain
+from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
 
 HOSTILE = (
     "</td></script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }} \x1b[2J\u202egnp\x00 'quoted\" & done"
@@ -108,6 +115,99 @@ def test_a_whole_run(tmp_path, capsys):
     assert str(tmp_path) in summary
     assert f"{tmp_path}/report/report.html" in summary
     assert (tmp_path / "report" / "summary.txt").read_text() == summary
+
+
+def _selection(temperature, names=("books", HOSTILE, "web")):
+    """What a selection of a fifth of the tokens explains, compared with a uniform one."""
+    rng = np.random.default_rng(0)
+    tokens, domains = rng.integers(0, 90, 900).astype(np.int32), rng.integers(0, len(names), 900).astype(np.int32)
+    hashes = rng.permutation(np.arange(900, dtype=np.uint64))
+    rating = rng.normal(2.0, 3.0, 900) + domains
+    table = ListTable([KeyBlock(hashes, tokens, domains, {"rating": rating})], names)
+    held = budget.tokens_by_domain(tokens, domains, len(names))
+    wanted = int(held.sum()) // 5
+    targets = budget.domain_targets(held, wanted, names=names, shares={names[0]: 0.5}, allow_short=True)
+    chosen, explained = [], {}
+    for order in (Order("rating", 1 / temperature, 0.0, 7), Order("", stream=8)):
+        decision = Drawer(table, "tokens", held, 1 << 20, 1).one(order, targets.tolist())
+        asked = Asked(orders=(order,), ratings=("rating",), budget=wanted, targets=targets)
+        chosen.append(overlap.chosen_by(table, decision, name=f"other <{len(chosen)}>"))
+        explained = explained or explain(table, decision, asked, Scanned(bad_rows={"no object": 4321}))
+    settings = {"strategy": "sample", "temperature": temperature, "domain_field": ["source", "topic"]}
+    return settings | explained | {"overlap": overlap.compare(chosen[0], chosen[1:])}
+
+
+def _sections(root):
+    found = collect.collect(*collect.find_artifacts(str(root)))
+    return {section.title: section for section in found}
+
+
+def test_selections_stand_side_by_side(tmp_path, capsys):
+    explained = {name: _selection(temperature) for name, temperature in (("hot", 4.0), ("cold", 0.25))}
+    for name, document in explained.items():
+        _artifact(tmp_path, name, "select", {"num_selected": 5}, files={"selection.json": document})
+    sections = _sections(tmp_path)
+    facts = {row[0]: row[1:] for row in sections["Selections"].rows}
+    assert sections["Selections"].headings == ("", "cold", "hot")
+    assert facts["temperature"] == ("0.25", "4")
+    assert facts["domain field"] == ("source × topic",) * 2
+    assert facts["rejected: bad row"] == ("4,321",) * 2
+    for fact in ("selected_tokens", "kl_from_uniform", "effective_sample_size", "overshoot_tokens"):
+        assert facts[fact.replace("_", " ")] == tuple(collect._cell(explained[name][fact]) for name in ("cold", "hot"))
+    assert "threshold key" not in facts  # none where the budget is filled domain by domain
+    ratings = sections["Selections: ratings before and after"]
+    rows = [dict(zip(ratings.headings, row, strict=True)) for row in ratings.rows]
+    assert [(row["selection"], row["documents"]) for row in rows] == list(
+        itertools.product(("cold", "hot"), ("eligible", "selected"))
+    )
+    described = explained["hot"]["ratings"]["rating"]["selected"]
+    assert rows[3]["mean"] == collect._cell(described["mean"])
+    assert rows[3]["quantile 0.95"] == collect._cell(described["quantiles"]["0.95"])
+    mix = sections["Domain mix: shares before and after selection"]
+    assert mix.headings == ("domain", "before: cold", "after: cold", "before: hot", "after: hot")
+    assert mix.rows[0][0] == "books"  # its share grew most
+    shares = explained["cold"]["domains"][0]
+    assert mix.rows[0][1:3] == (collect._cell(shares["share_eligible"]), collect._cell(shares["share_selected"]))
+    by_domain = sections["Selection by domain: hot"]
+    assert by_domain.headings[0] == "domain"
+    assert len(by_domain.rows) == 3
+    shared = sections["Overlap with other selections: hot"]
+    row = dict(zip(shared.headings, shared.rows[0], strict=True))
+    assert row["selection"] == "other <1>"
+    _, html, page, _ = _report(tmp_path, capsys)
+    assert not {"script", "img"} & set(page.tags)
+    assert "other <1>" in page.text
+    assert not any(sign in html for sign in "\x1b\x00\u202e")
+    assert row["jaccard tokens"] == collect._cell(explained["hot"]["overlap"]["with"][0]["jaccard_tokens"])
+
+
+def test_many_domains_are_cut_and_members_shown(tmp_path):
+    document = _selection(1.0, tuple(f"d{number:03d}" for number in range(230)))
+    document["members"] = [{"member": "a", "share_tokens": 0.5}, {"share_tokens": 0.25, "member": "b"}]
+    _artifact(tmp_path, "s", "select", {}, files={"selection.json": document})
+    sections = _sections(tmp_path)
+    mix = sections["Domain mix: shares before and after selection"]
+    assert (len(mix.rows), mix.notes) == (collect.MOST_DOMAINS, ("30 more are in selection.json.",))
+    changes = [abs(float(after) - float(before)) for _, before, after in mix.rows]
+    # Most changed first, as far as cells of four digits tell.
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(changes))
+    assert changes[0] > 10 * changes[-1]
+    assert len(sections["Selection by domain: s"].rows) == collect.MOST_DOMAINS
+    assert sections["Selection by member: s"].rows == (("a", "0.5"), ("b", "0.25"))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None, [], {}, {"domains": 5, "overlap": [1], "ratings": "x", "rejected": [1], "members": [1, None]},
+        {"domains": [{"domain": None, "share_eligible": "a", "share_selected": {}}], "overlap": {"with": {}},
+         "ratings": {"r": {"eligible": {"quantiles": [1], "mean": [2]}}}},
+    ],
+)  # fmt: skip
+def test_a_selection_that_explains_nothing(tmp_path, capsys, document):
+    _artifact(tmp_path, "s", "select", {}, files={} if document is None else {"selection.json": document})
+    *_, summary = _report(tmp_path, capsys)
+    assert ("s has no selection.json" in summary) == (document is None)
 
 
 def test_the_models_stand_side_by_side_and_gaps_are_dashes(tmp_path, capsys):
