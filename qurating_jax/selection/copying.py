@@ -47,7 +47,10 @@ _IDS_PER_RANGE = 1 << 19
 _JSON_ROWS = 1024  # turned into Python values at a time
 _TIMEOUT_SECONDS = 6 * 3600.0
 
-Task = tuple[Literal["gather", "write"], int]
+_TITLES = {"gather": "copy: read", "write": "copy: write"}
+
+Step = Literal["gather", "write"]
+Task = tuple[Step, int]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,12 @@ class CopyJob:
     def spill_path(self, name: str, run: int) -> str:
         """Where the rows or ids of a run lie."""
         return self.path(SPILL, f"{name}-{run:05d}.arrow")
+
+    def result_path(self, step: Step, number: int) -> str:
+        """The file that a piece of work ends with."""
+        if step == "write":
+            return self.part_path(number)
+        return self.spill_path("rows" if self.write == "rows" else "ids", number)
 
 
 @dataclass(frozen=True)
@@ -161,18 +170,18 @@ def _make_plan(job: CopyJob, inputs: CopyInputs) -> CopyPlan:
 
 def _gather_all(job: CopyJob, plan: CopyPlan, claims: Claims | None, workers: Crew[Task, bool]) -> bool:
     """True where every run has been gathered: writing needs them all, so those of other workers are waited for."""
-    share = _share(len(plan.runs), job.share)
-    left = _do_all("gather", "copy: read", share, plan.count_rows, workers)
+    runs = range(len(plan.runs))
+    left = _do_all(job, "gather", _share(len(runs), job.share), plan.count_rows, workers)
     while left and claims is not None:
         name = _claim_name("gather", left[0])
         with claims.wait(name, timeout=_TIMEOUT_SECONDS, purpose="reads a part of the input"):
             pass
-        left = _do_all("gather", "copy: read", left, plan.count_rows, workers)
-    missing = [number for number in range(len(plan.runs)) if not _is_done(job, ("gather", number))]
+        left = _do_all(job, "gather", left, plan.count_rows, workers)
+    missing = _missing(job, "gather", runs)
     if missing:
         log.info(
             "copy: %d of %d runs of input parts are with other workers (--shard); when these have ended, run every "
-            "share once more to write the output", len(missing), len(plan.runs),
+            "share once more to write the output", len(missing), len(runs),
         )  # fmt: skip
     return not missing
 
@@ -181,23 +190,21 @@ def _write_all(job: CopyJob, plan: CopyPlan, workers: Crew[Task, bool]) -> bool:
     """True where every output file has been written."""
     assert plan.shards is not None
     sizes = np.diff(plan.shards.starts).tolist()
-    _do_all("write", "copy: write", _share(len(sizes), job.share), sizes.__getitem__, workers)
-    missing = [number for number in range(len(sizes)) if not _is_done(job, ("write", number))]
+    _do_all(job, "write", _share(len(sizes), job.share), sizes.__getitem__, workers)
+    missing = _missing(job, "write", range(len(sizes)))
     if missing:
         log.info("copy: %d output files are with other workers; whoever is last finishes the run", len(missing))
     return not missing
 
 
 def _do_all(
-    step: Literal["gather", "write"],
-    title: str,
-    numbers: Sequence[int],
-    count: Callable[[int], int],
-    workers: Crew[Task, bool],
+    job: CopyJob, step: Step, numbers: Sequence[int], count: Callable[[int], int], workers: Crew[Task, bool]
 ) -> list[int]:
     """Does the pieces that nobody has done or is doing; returns those that others are doing."""
-    with progress(title, sum(map(count, numbers)), "documents") as advance:
-        while True:
+    left = _missing(job, step, numbers)
+    total, start = sum(map(count, numbers)), sum(map(count, set(numbers) - set(left)))
+    with progress(_TITLES[step], total, "documents", start=start) as advance:
+        while left:
             passed: list[int] = []
 
             def on_done(task: Task, done: bool, passed: list[int] = passed) -> None:
@@ -206,12 +213,20 @@ def _do_all(
                 else:
                     passed.append(task[1])
 
-            tasks: list[Task] = [(step, number) for number in numbers]
-            workers.work(tasks, on_done)
+            workers.work([(step, number) for number in left], on_done)
             # What others had is looked at again, as long as there is something to do: they may have died.
-            if not passed or len(passed) == len(numbers):
-                return sorted(passed)
-            numbers = sorted(passed)
+            if len(passed) == len(left):
+                break
+            left = sorted(passed)
+    return left
+
+
+def _missing(job: CopyJob, step: Step, numbers: Sequence[int]) -> list[int]:
+    """The pieces that are not done, by one listing."""
+    if step == "gather" and storage.exists(job.path(IDS)):  # the run has ended, and its spill is gone
+        return []
+    present = set(storage.list_dir(job.path(SPILL) if step == "gather" else job.output))
+    return [number for number in numbers if job.result_path(step, number).rsplit("/", 1)[1] not in present]
 
 
 def _share(number: int, share: tuple[int, int]) -> range:
@@ -223,14 +238,9 @@ def _claim_name(step: str, number: int) -> str:
     return f"{step}-{number:05d}"
 
 
-def _is_done(job: CopyJob, task: Task) -> bool:
-    step, number = task
-    if step == "write":
-        return storage.exists(job.part_path(number))
-    # Without a spill the run has ended.
-    return storage.exists(job.spill_path("rows" if job.write == "rows" else "ids", number)) or storage.exists(
-        job.path(IDS)
-    )
+def _is_done(job: CopyJob, step: Step, number: int) -> bool:
+    """`_missing` of one piece."""
+    return storage.exists(job.result_path(step, number)) or (step == "gather" and storage.exists(job.path(IDS)))
 
 
 # ---- one piece
@@ -253,7 +263,7 @@ class _Copier:
         with contextlib.ExitStack() as stack:
             mine = self._claims is None or stack.enter_context(self._claims.take(_claim_name(*task)))
             # Looked at under the claim: nobody writes it now.
-            if _is_done(self._job, task):
+            if _is_done(self._job, *task):
                 return True
             if mine:
                 (self._gather if task[0] == "gather" else self._write)(task[1])

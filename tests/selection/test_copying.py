@@ -1,13 +1,18 @@
 import dataclasses
 import io
 import json
+import pathlib
+import tempfile
 
 import copy_samples as samples
+import fsspec
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import strategies as st
 
 from qurating_jax.method import gumbel
 from qurating_jax.runtime.errors import UserError
@@ -102,6 +107,38 @@ def test_bytes_depend_on_the_selection_alone(tmp_path, order):
             assert files["ids.parquet"] == whole["ids.parquet"]
         else:
             assert files == whole, name
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(
+    order=st.sampled_from(sorted(samples.RANKINGS)), rows_per_shard=st.integers(1, 70), seed=st.integers(0, 9),
+    bounds=st.lists(st.integers(0, 60), max_size=6), least=st.sampled_from([-9.0, 0.0, 1.5]),
+)  # fmt: skip
+def test_any_cut_and_any_size_of_files(order, rows_per_shard, seed, bounds, least):
+    corpus, ranking, picks = samples.documents(60, seed=seed), samples.RANKINGS[order], samples.Threshold(least)
+    with tempfile.TemporaryDirectory() as name:
+        output = pathlib.Path(name)
+        inputs = samples.inputs_of(samples.cut(corpus, bounds), picks)
+        copied = _copy(output, inputs, ranking=ranking, rows_per_shard=rows_per_shard)
+        found = [pq.read_table(path)["id"].to_pylist() for path in sorted(output.glob("part-*"))]
+        listed = pq.read_table(output / "ids.parquet")["id"].to_pylist()
+    ids = [row["id"] for row in _expected(corpus, ranking, picks)[0]]
+    assert found == [ids[start : start + rows_per_shard] for start in range(0, len(ids), rows_per_shard)]
+    assert copied.num_shards == len(found)
+    assert sorted(listed) == sorted(ids)
+
+
+def test_an_object_store(tmp_path):
+    """Without claims, by one worker; the bytes are those of a local directory."""
+    corpus, output = samples.documents(), "memory://bucket/copied"
+    for order in ("source", "shuffled"):
+        job = {"inputs": samples.inputs_of(samples.cut(corpus, [90, 300])), "ranking": samples.RANKINGS[order]}
+        assert _copy(tmp_path / order, **job).finished
+        assert _copy(f"{output}-{order}", **job).finished
+        store = fsspec.filesystem("memory")
+        names = store.find(f"/bucket/copied-{order}")
+        remote = {name.rsplit("/", 1)[1]: store.cat(name) for name in names}
+        assert remote == samples.files_in(tmp_path / order)
 
 
 def test_members_and_one_pool(tmp_path):
