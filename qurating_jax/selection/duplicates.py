@@ -28,6 +28,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.processes import crew
 from qurating_jax.runtime.progress import progress
 from qurating_jax.selection.key_files import KeyFiles, broken, open_array, open_batch, score_path, write_array
+from qurating_jax.selection.ranges import is_of_range, num_ranges
 from qurating_jax.selection.scan import digest_texts
 from qurating_jax.selection.source import SelectionSource
 
@@ -93,7 +94,7 @@ def find_duplicates(
             _Search(keys, open_source, by, text_field, memory_bytes, num_workers).run(path)
     if claims is not None:
         claims.remove()
-    return _read(path)
+    return read_duplicates(path)
 
 
 def together(found: Sequence[Duplicates]) -> Callable[[int], NDArray[np.int32]]:
@@ -135,25 +136,25 @@ class _Search:
         return self.keys.text_hashes(number)[positions], positions
 
     def _with_repeated_hashes(self) -> "_Rows":
-        num_ranges = _num_ranges(self.keys.counts.documents * _HASH_BYTES, self.memory_bytes)
+        ranges = num_ranges(self.keys.counts.documents * _HASH_BYTES, self.memory_bytes)
         marked = _Rows(self.keys)
-        with progress(f"duplicates by {self.by}", num_ranges * len(self.keys), "parts") as advance:
-            for place in range(num_ranges):
-                repeated = self._repeated(place, num_ranges, advance)
+        with progress(f"duplicates by {self.by}", ranges * len(self.keys), "parts") as advance:
+            for place in range(ranges):
+                repeated = self._repeated(place, ranges, advance)
                 for number in range(len(self.keys)) if len(repeated) else ():
                     hashes, positions = self._hashes(number)
                     places = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
                     marked.add(number, positions[repeated[places] == hashes])
         return marked
 
-    def _repeated(self, place: int, num_ranges: int, advance: Callable[[int], None]) -> NDArray[np.uint64]:
+    def _repeated(self, place: int, ranges: int, advance: Callable[[int], None]) -> NDArray[np.uint64]:
         """The hashes of a range that stand more than once, ascending."""
         once = repeated = np.zeros(0, np.uint64)
         waiting: list[NDArray[np.uint64]] = []
         num_waiting = 0
         for number in range(len(self.keys)):
             hashes, _ = self._hashes(number)
-            waiting.append(_of_range(hashes, hashes, place, num_ranges))
+            waiting.append(hashes if ranges == 1 else hashes[is_of_range(hashes, place, ranges)])
             num_waiting += len(waiting[-1])
             if num_waiting > self.memory_bytes // _HASH_BYTES or number == len(self.keys) - 1:
                 # What stands a million times counts once: the memory is that of the different ones.
@@ -188,14 +189,14 @@ class _Search:
     def _drop(self, marked: "_Rows", scratch: str, dropped: "_Rows") -> None:
         """Decides which of the marked rows stay."""
         kind = self._record_type()
-        num_ranges = _num_ranges(marked.count * kind.itemsize * 4, self.memory_bytes)
-        for place in range(num_ranges):
+        ranges = num_ranges(marked.count * kind.itemsize * 4, self.memory_bytes)
+        for place in range(ranges):
             kept, waiting, num_waiting = np.zeros(0, kind), list[NDArray[np.void]](), 0
             for number in range(len(self.keys)):
                 rows = marked.of_part(number)
                 if len(rows):
                     records = self._records(number, rows, scratch)
-                    waiting.append(_of_range(records, records["high"], place, num_ranges))
+                    waiting.append(records[is_of_range(records["high"], place, ranges)])
                     num_waiting += len(waiting[-1])
                 if number == len(self.keys) - 1 or num_waiting * kind.itemsize * 4 > self.memory_bytes:
                     kept = self._resolve(np.concatenate([kept, *waiting]), dropped)
@@ -303,17 +304,6 @@ class _Rows:
         return (self.of_part(number).astype(np.int32) for number in range(len(self._keys)))
 
 
-def _num_ranges(num_bytes: int, memory_bytes: int) -> int:
-    """Into how many ranges hashes are cut, a power of 2."""
-    return 1 << max(0, -(-num_bytes // memory_bytes) - 1).bit_length()
-
-
-def _of_range(values: NDArray, hashes: NDArray[np.uint64], place: int, num_ranges: int) -> NDArray:
-    if num_ranges == 1:
-        return values
-    return values[hashes >> np.uint64(64 - (num_ranges.bit_length() - 1)) == place]
-
-
 def _write(path: str, dropped: _Rows, example: str) -> None:
     about = {"count": dropped.count, "example": example}
     schema = pa.schema([("position", pa.int32())], {_METADATA: json.dumps(about).encode()})
@@ -322,7 +312,8 @@ def _write(path: str, dropped: _Rows, example: str) -> None:
             writer.write_batch(pa.record_batch([pa.array(positions)], schema))
 
 
-def _read(path: str) -> Duplicates:
+def read_duplicates(path: str) -> Duplicates:
+    """What `find_duplicates` has kept at a path; `UserError` where that is something else."""
     with storage.open_read(path) as stream:
         try:
             about = json.loads((pa.ipc.open_file(stream).schema.metadata or {})[_METADATA])

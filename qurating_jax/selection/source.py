@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qurating_jax.data import document_columns as columns
-from qurating_jax.data.columnar import ColumnFile, missing_column, valid_rows
+from qurating_jax.data.columnar import ColumnFile, valid_rows
 from qurating_jax.data.documents import content_id, document_id, excerpt, get_field
 from qurating_jax.data.jsonl import JsonlFile, parse_or_reject
 from qurating_jax.data.part_documents import PartFiles, changed
@@ -197,7 +197,7 @@ class SelectionSource:
         missing = missing[~np.isin(missing, list(bad))]
         if len(missing):
             if not columns.has(reader.schema, self._text_field):
-                raise missing_column(reader.file, self._text_field, reader.schema.names)
+                raise self._no_ids(reader)
             whole = table
             if has_id and not content & {*reader.schema.names} <= wanted:
                 whole, _ = self._range(reader, start, stop, content, Rejects(None, self._policy))
@@ -225,7 +225,7 @@ class SelectionSource:
         try:
             reader.project(names)
         except ValueError:
-            raise missing_column(reader.file, self._text_field, reader.schema.names) from None
+            raise self._no_ids(reader) from None
         id_column = self._id_field if self._id_field in reader.schema.names else self._id_field.split(".")[0]
         nulled = Rejects(None, self._policy)
         batches, bad, row = [], set(), start
@@ -249,6 +249,12 @@ class SelectionSource:
         if nulled.count:
             log.warning("%s: %d values that are not what their column says are nulls", reader.file, nulled.count)
         return pa.Table.from_batches(batches, reader.projected_schema), bad
+
+    def _no_ids(self, reader: ColumnFile) -> UserError:
+        return UserError(
+            f"{reader.file}: a row has no id in `{self._id_field}` and no text in `{self._text_field}` to make one of "
+            f"(columns: {', '.join(reader.schema.names)[:400]}); name the right ones"
+        )
 
     def _with_ids(self, table: pa.Table, content: pa.Table, missing: np.ndarray) -> pa.Table:
         """The table with ids at the rows that are `missing`, made of the same rows of `content`."""

@@ -254,5 +254,8 @@ def test_changed_and_missing_files(tmp_path):
 def test_no_id_and_no_text(tmp_path):
     for ids in ({}, {"id": [None, "a"]}):
         path = put(tmp_path, "d.parquet", parquet(pa.table({"n": [1, 2]} | ids)))
-        with source_of(path) as source, pytest.raises(UserError, match=r"d\.parquet: no column `text`"):
+        with (
+            source_of(path) as source,
+            pytest.raises(UserError, match=r"d\.parquet: a row has no id in `id` and no text in `text`"),
+        ):
             source.read(0, ["n"])
