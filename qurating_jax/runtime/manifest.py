@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
 LOG = "log.txt"
+CACHE = "cache"  # what any run may leave behind for the next one, under names that say what it is
 RATER_STAGES = ("train-rater", "combine-raters")
 
 _PACKAGES = ("qurating-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "tensorstore",
@@ -88,7 +89,7 @@ def begin(
 
     # Listed first, read second: what another worker of ours had written by the time of the listing came after its
     # run.json, which is therefore found. The other way round its first files would look like somebody else's.
-    left = [name for name in storage.list_dir(output) if name != LOG and not _unborn(name)]
+    left = [name for name in storage.list_dir(output) if name not in (LOG, CACHE) and not _unborn(name)]
     found = _found(output)
     if found is None and left:
         instead = "--overwrite does not remove it, empty it by hand" if overwrite else "choose another --output"
@@ -140,6 +141,14 @@ def verify(run: Run) -> None:
         raise UserError(
             f"{run.output}: another run has replaced this one (--overwrite) or removed it; choose another --output"
         )
+
+
+def withdraw(run: Run) -> None:
+    """Gives up a claim that came to nothing: another run may begin here, and finds the cache. For fresh runs alone."""
+    for name in storage.list_dir(run.output):
+        if name not in (LOG, CACHE, RUN):
+            storage.remove_tree(run.path(name))
+    storage.remove_tree(run.path(RUN))  # last: killed half-way, the directory is still known as ours
 
 
 def finish(run: Run, counts: Mapping[str, Any]) -> None:

@@ -174,13 +174,14 @@ class Draw:
         num_kept = 0
 
         def work(piece: KeyBlock) -> tuple[NDArray[np.int64], NDArray[np.int64], _Candidates]:
-            screen, sums, found = Screen(self.order), np.zeros((2, num_domains), np.int64), []
+            screen, sums = Screen(self.order), np.zeros((2, num_domains), np.int64)
+            found: list[_Candidates] = []
             for chunk in passes.chunks(piece):
                 settled = self._settle(screen, chunk, window)
                 sums[0] += self._sum(chunk, settled.above)
                 few = self._candidates(chunk, settled)
                 sums[1] += _sum_by(few.domains, few.weights, num_domains)
-                if num_kept + sum(len(part.keys) for part in found) <= most:
+                if num_kept + sum([len(part.keys) for part in found]) <= most:
                     found.append(few)
             return sums[0], sums[1], _join(found)
 

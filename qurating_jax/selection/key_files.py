@@ -218,6 +218,11 @@ class KeyFiles:
         other.score_names = (*self.score_names, *directories)
         return other
 
+    @property
+    def added_scores(self) -> dict[str, str]:
+        """Directories of the scores that `with_scores` added, by name."""
+        return dict(self._added)
+
     def without(self, excluded: Callable[[int], NDArray[np.int32]]) -> Self:
         """The same table where the documents at the positions `excluded(part)` have 0 tokens."""
         other = self._copy()

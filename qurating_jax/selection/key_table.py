@@ -47,13 +47,11 @@ class KeyBlock:
 
 
 class KeyTable(Protocol):
-    """All documents of an input, part by part.
+    """All documents of an input, part by part."""
 
-    Attributes:
-        domain_names: names of the domains in ascending order; one empty name where there is one pool.
-    """
-
-    domain_names: tuple[str, ...]
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains in ascending order; one empty name where there is one pool."""
 
     def __len__(self) -> int:
         """Number of parts."""

@@ -79,6 +79,11 @@ class StrategyOptions:
         parse_weights(self.rating, "--rating")
 
     @property
+    def ends_by_rating(self) -> bool:
+        """True where a rating says which documents are selected, not a budget."""
+        return self.strategy in _CUT
+
+    @property
     def weights(self) -> dict[str, float]:
         """Columns of ratings and their weights; one column has the weight 1."""
         return parse_weights(self.rating, "--rating")
@@ -191,6 +196,18 @@ class WorkOptions:
         for name in ("memory_limit", "num_workers", "rows_per_part", "bytes_per_part"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions(StrategyOptions, BudgetOptions, DocumentOptions, WriteOptions, WorkOptions):
+    """All of them."""
+
+    def check(self) -> None:
+        """Raises `ValueError` where options contradict each other."""
+        self.check_strategy()
+        self.check_budget(self.strategy)
+        self.check_writing()
+        self.check_work()
 
 
 def parse_weights(entries: Sequence[str], where: str, *, need: bool = False) -> dict[str, float]:

@@ -88,10 +88,9 @@ def combine(
         if reference:
             keys, names[name] = derive(keys, {"minus": [name, reference]}, _difference(name, reference))
         if normalize == "rank":
-            ranks = statistics.midranks(keys, names[name], memory_bytes, passes.num_threads())
-            keys, names[name] = derive(keys, {"rank": names[name]}, _ranked(names[name], ranks))
+            keys, names[name] = _rank(keys, names[name], memory_bytes)
     if list(weights.values()) == [1.0]:
-        return Ratings(keys, *names.values(), label, normalize)
+        return Ratings(keys, next(iter(names.values())), label, normalize)
     if normalize == "z":
         orders = {
             name: Ratings(keys, names[name], name, "z").order(temperature=1.0, inverse=False, stream=None)
@@ -134,10 +133,21 @@ def _difference(name: str, reference: str) -> Callable[[KeyBlock], NDArray[np.fl
     return lambda block: block.scores[name].astype(np.float64) - block.scores[reference]
 
 
-def _ranked(
-    name: str, ranks: Callable[[NDArray[np.floating]], NDArray[np.float64]]
-) -> Callable[[KeyBlock], NDArray[np.float64]]:
-    return lambda block: ranks(block.scores[name])
+def _rank(keys: KeyFiles, name: str, memory_bytes: int) -> tuple[KeyFiles, str]:
+    """The table with the mid-ranks of a score, computed for one range of ratings after the other."""
+    ranked = ""
+    for number, scale in enumerate(statistics.midranks(keys, name, memory_bytes, passes.num_threads())):
+        recipe = {"rank": name, "memory_bytes": memory_bytes, "ranges": number}
+        keys, ranked = derive(keys, recipe, _ranked(name, ranked, scale))
+    return keys, ranked
+
+
+def _ranked(name: str, before: str, scale: statistics.RankScale) -> Callable[[KeyBlock], NDArray[np.float64]]:
+    def compute(block: KeyBlock) -> NDArray[np.float64]:
+        ranks = scale(block.scores[name])
+        return np.where(np.isnan(ranks), block.scores[before], ranks) if before else ranks
+
+    return compute
 
 
 def _weighted(parts: list[tuple[Order, float]]) -> Callable[[KeyBlock], NDArray[np.float64]]:

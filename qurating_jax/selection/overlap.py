@@ -100,6 +100,11 @@ def common(one: Chosen, other: Chosen) -> Common:
     return Common(documents, tokens)
 
 
+def jaccard(one: Chosen, other: Chosen) -> float | None:
+    """Documents in common as a share of those in either; None where there are none."""
+    return _jaccard(common(one, other).documents, len(one.hashes), len(other.hashes))
+
+
 def compare(ours: Chosen, others: Sequence[Chosen]) -> dict[str, Any]:
     """The overlap of a selection with others, and of all of them with each other.
 

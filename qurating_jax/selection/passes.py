@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from qurating_jax.selection.key_table import KeyBlock, KeyTable
@@ -33,7 +34,7 @@ def over(table: KeyTable, work: Callable[[KeyBlock], T], threads: int) -> Iterat
         running: deque[Future[T]] = deque()
         try:
             for piece in _pieces(table):
-                running.append(pool.submit(lambda piece=piece: work(piece())))
+                running.append(pool.submit(_on, work, piece))
                 if len(running) > 2 * threads:
                     yield running.popleft().result()
             while running:
@@ -48,9 +49,17 @@ def chunks(block: KeyBlock) -> Iterator[KeyBlock]:
         yield block.rows(start, start + CHUNK_ROWS)
 
 
+def _on(work: Callable[[KeyBlock], T], piece: Callable[[], KeyBlock]) -> T:
+    return work(piece())
+
+
 def _pieces(table: KeyTable) -> Iterator[Callable[[], KeyBlock]]:
     """Functions that give the pieces; a part of few rows is opened by the thread that works on it."""
     for number in range(len(table)):
         size = table.num_rows(number)
         for start in range(0, size, PIECE_ROWS):
-            yield lambda number=number, start=start: table.block(number).rows(start, start + PIECE_ROWS)
+            yield partial(_piece, table, number, start)
+
+
+def _piece(table: KeyTable, number: int, start: int) -> KeyBlock:
+    return table.block(number).rows(start, start + PIECE_ROWS)

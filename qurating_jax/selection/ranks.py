@@ -33,7 +33,9 @@ Pairs = tuple[NDArray[np.uint64], NDArray[np.uint64]]  # places and hashes
 class Picks(Protocol):
     """Says which documents of a block are selected."""
 
-    member_names: tuple[str, ...]
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the members; one for a selection by one order."""
 
     def pick(self, block: KeyBlock) -> Picked:
         """The selected documents of a block."""

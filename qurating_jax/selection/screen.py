@@ -7,6 +7,7 @@ in each term also after rounding, hence the bounds hold for the rounded keys and
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from qurating_jax.method import gumbel
 from qurating_jax.selection.key_table import KeyBlock, Order
 from qurating_jax.selection.passes import CHUNK_ROWS
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _BITS = 12  # tables of 32 KiB; the share of documents that the bounds do not settle is about 2^-_BITS * 12
 
@@ -124,6 +127,6 @@ def _split(
     return Settled(np.concatenate([before, rows[above]]), rows[inside], keys[inside])
 
 
-def _of_domains(values: NDArray[np.generic], block: KeyBlock) -> NDArray[np.generic]:
-    """The values of the documents' domains [n], or the one value of the one pool (0-d)."""
-    return values[0] if block.domains is None else values[block.domains]  # type: ignore[return-value]
+def _of_domains(values: NDArray[Scalar], block: KeyBlock) -> NDArray[Scalar]:
+    """The values of the documents' domains [n], or the one value of the one pool [1]."""
+    return values[:1] if block.domains is None else values[block.domains]

@@ -1,6 +1,5 @@
 """What each strategy orders documents by, and the decision that follows from a budget."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -83,13 +82,13 @@ def prefer(options: StrategyOptions, keys: KeyFiles, seed: int, memory_bytes: in
             ratings_shown = _combined(options, keys, memory_bytes)
         return _alone(ratings_shown.keys if ratings_shown else keys, Order("", stream=stream), ratings_shown)
     ratings = _combined(options, keys, memory_bytes)
-    stream = None
-    if strategy == "sample":
-        stream = orders.noise_stream(
-            seed, options.noise_group, strategy=strategy, label=ratings.label, inverse=options.inverse
-        )
-    temperature = options.temperature if strategy == "sample" else None
-    return _alone(ratings.keys, ratings.order(temperature=temperature, inverse=options.inverse, stream=stream), ratings)
+    if strategy != "sample":
+        return _alone(ratings.keys, ratings.order(temperature=None, inverse=options.inverse, stream=None), ratings)
+    stream = orders.noise_stream(
+        seed, options.noise_group, strategy=strategy, label=ratings.label, inverse=options.inverse
+    )
+    order = ratings.order(temperature=options.temperature, inverse=options.inverse, stream=stream)
+    return _alone(ratings.keys, order, ratings)
 
 
 def prefer_mix(options: StrategyOptions, keys: KeyFiles, joined: Mapping[str, str], seed: int) -> Preference:
@@ -232,11 +231,6 @@ def count_available(preference: Preference, measure: Measure) -> NDArray[np.int6
         return np.bincount(piece.domains, weights, num_domains).astype(np.int64)
 
     return sum(over(preference.keys, work, passes.num_threads()), np.zeros(num_domains, np.int64))
-
-
-def with_temperature(options: StrategyOptions, temperature: float) -> StrategyOptions:
-    """The same options with another temperature."""
-    return dataclasses.replace(options, temperature=temperature)
 
 
 def _combined(options: StrategyOptions, keys: KeyFiles, memory_bytes: int) -> Ratings:

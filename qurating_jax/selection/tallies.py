@@ -19,7 +19,9 @@ _ROWS = 1 << 16  # worked on at a time
 class Picks(Protocol):
     """Which documents are selected: `Decision`."""
 
-    member_names: tuple[str, ...]
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the members; one for a selection by one order."""
 
     def pick(self, block: KeyBlock) -> Picked:
         """The selected documents of a block."""
@@ -240,11 +242,15 @@ class Spread:
     Attributes:
         before, after: sums of squares by rating.
         weights: by member, None where it does not sample by a score.
+        kept: by rating the ratings of the selected documents, in any order; none where they are not to be kept.
     """
 
-    def __init__(self, orders: Sequence[Order], greatest_logits: NDArray[np.float64], means: "Means") -> None:
+    def __init__(
+        self, orders: Sequence[Order], greatest_logits: NDArray[np.float64], means: "Means", *, keep: bool
+    ) -> None:
         """The sums of no documents; `greatest_logits` [K] and `means` are those of the first pass."""
         self._orders, self._means = orders, means
+        self.kept: dict[str, list[NDArray[np.floating]]] = {name: [] for name in means.after} if keep else {}
         self.before = {name: ExactSum() for name in means.before}
         self.after = {name: ExactSum() for name in means.after}
         self.weights = [SoftmaxMoments(float(most)) if np.isfinite(most) else None for most in greatest_logits]
@@ -258,10 +264,15 @@ class Spread:
             for moments, order in zip(self.weights, self._orders, strict=True):
                 if moments is not None:
                     moments.add(logits(chunk, order))
-        _add_squares(self.after, self._means.after, block.take(picked.rows))
+        chosen = block.take(picked.rows)
+        _add_squares(self.after, self._means.after, chosen)
+        for name, values in self.kept.items():
+            values.append(chosen.scores[name][~np.isnan(chosen.scores[name])])
 
     def merge(self, other: "Spread") -> None:
         """Adds the documents of another one."""
+        for name, values in self.kept.items():
+            values += other.kept[name]
         for name in self.before:
             self.before[name].merge(other.before[name])
             self.after[name].merge(other.after[name])
@@ -294,15 +305,20 @@ def first_pass(
     return _merged(empty(), over(table, work, threads))
 
 
-def second_pass(table: KeyTable, picks: Picks, first: Tally, means: Means, threads: int) -> Spread:
-    """Sums that need the results of the first pass."""
+def second_pass(
+    table: KeyTable, picks: Picks, first: Tally, means: Means, threads: int, *, keep: bool = False
+) -> Spread:
+    """Sums that need the results of the first pass; `keep`: and the selected documents' ratings."""
+
+    def empty() -> Spread:
+        return Spread(first.orders, first.greatest_logits, means, keep=keep)
 
     def work(piece: KeyBlock) -> Spread:
-        spread = Spread(first.orders, first.greatest_logits, means)
+        spread = empty()
         spread.add(piece, picks.pick(piece))
         return spread
 
-    return _merged(Spread(first.orders, first.greatest_logits, means), over(table, work, threads))
+    return _merged(empty(), over(table, work, threads))
 
 
 def samples(order: Order) -> bool:

@@ -138,11 +138,17 @@ def original(setting: Setting) -> int:
     return int(tokens[np.concatenate(found)].sum(dtype=np.int64))
 
 
-def measure(side: Callable[[Setting], int], setting: Setting) -> dict[str, float]:
-    """One turn in a process of its own: seconds by the clock and of CPU, peak of its own memory in bytes, tokens."""
+def measure(side: Callable[[Setting], int], setting: Setting, *, warm: bool = True) -> dict[str, float]:
+    """One turn in a process of its own: seconds by the clock and of CPU, peak of its own memory in bytes, tokens.
+
+    Args:
+        side: `ours` or `original`.
+        setting: what it works on.
+        warm: read the files into memory first.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_turn, (side, setting))
+        return pool.apply(_turn, (side, setting, warm))
 
 
 def contest(setting: Setting, rounds: int) -> dict[str, Any]:
@@ -167,6 +173,38 @@ def contest(setting: Setting, rounds: int) -> dict[str, Any]:
     return {"documents": setting.num_documents, "domains": setting.num_domains, **medians, "ratios": ratios}
 
 
+def growth(settings: list[Setting]) -> list[dict[str, Any]]:
+    """Our draw from files that are not in memory yet, then once more when they are: seconds per document of each."""
+    found = []
+    for setting in settings:
+        forget(setting.directory)
+        cold, warm = measure(ours, setting, warm=False), measure(ours, setting)
+        found.append(
+            {
+                "documents": setting.num_documents,
+                "peak_bytes": warm["peak_bytes"],
+                "from_disk": cold,
+                "from_memory": warm,
+                "nanoseconds_per_document": {
+                    name: 1e9 * turn["wall_seconds"] / setting.num_documents
+                    for name, turn in (("from_disk", cold), ("from_memory", warm))
+                },
+            }
+        )
+    return found
+
+
+def forget(directory: str) -> None:
+    """Asks the system to drop what it holds of the files in memory."""
+    for name in _COLUMNS:
+        descriptor = os.open(_path(directory, name), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
 def _taken(decision: Decision, piece: KeyBlock) -> tuple[NDArray[np.uint8], int]:
     mask = decision.taken(piece)
     return np.packbits(mask), int(piece.tokens[mask].sum(dtype=np.int64))
@@ -178,9 +216,10 @@ def _fill(keys: NDArray[np.float64], tokens: NDArray[np.int32], share: float) ->
     return order[: int(np.argmax(reached >= share * reached[-1])) + 1]
 
 
-def _turn(side: Callable[[Setting], int], setting: Setting) -> dict[str, float]:
-    for name in _COLUMNS:  # the files are in memory before either side begins
-        setting.column(name).max()
+def _turn(side: Callable[[Setting], int], setting: Setting, warm: bool) -> dict[str, float]:
+    if warm:
+        for name in _COLUMNS:
+            setting.column(name).max()
     before, peak, over = _own_bytes(), 0, threading.Event()
 
     def watch() -> None:
