@@ -69,10 +69,11 @@ def explain(
     *,
     drafts: Sequence[Draft] = (),
     threads: int = 1,
+    memory_bytes: int = 1 << 28,
 ) -> dict[str, Any]:
     """Counts, shares, thresholds and ratings of a selection, as a whole, by domain and by member.
 
-    Two passes over the table and two or three more for the quantiles of every rating; memory is a few pieces of the
+    Two passes over the table and two or four more for the quantiles of every rating; memory is a few pieces of the
     table and a few numbers per domain. All sums are exact: the result is the same for every order and sharding of the
     documents and any number of threads.
 
@@ -83,6 +84,7 @@ def explain(
         scanned: what the table does not say.
         drafts: what the members would select by themselves, to tell what they have in common.
         threads: of a pass.
+        memory_bytes: of ratings of the selected documents; above it their quantiles take passes too.
 
     Returns:
         Plain values for JSON. `num_documents` is `num_selected` plus the sum of `rejected`, by one reason each: a
@@ -98,7 +100,8 @@ def explain(
     first = tallies.first_pass(table, picks, asked.orders, asked.ratings, drafts, threads)
     sides = (first.before, first.after)
     means = Means(*({name: tally.mean() for name, tally in side.ratings.items()} for side in sides))
-    second = tallies.second_pass(table, picks, first, means, threads)
+    keep = int(first.after.documents.sum()) * 8 * len(asked.ratings) <= memory_bytes
+    second = tallies.second_pass(table, picks, first, means, threads, keep=keep)
 
     sampling = [_sampling(order, weights, first) for order, weights in zip(asked.orders, second.weights, strict=True)]
     whole = asked.targets is None and len(asked.orders) == 1
@@ -166,29 +169,35 @@ def _ratings(
         mask[picks.pick(block).rows] = True
         return mask
 
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {}
     for name in asked.ratings:
+        before, after = first.before.ratings[name], first.after.ratings[name]
+        of_all = quantiles(table, name, QUANTILES, threads, eligible)
+        if name in second.kept:
+            of_selected = _quantiles(np.concatenate(second.kept[name]))
+        else:
+            of_selected = quantiles(table, name, QUANTILES, threads, selected)
         rows[name] = {
             "num_null": scanned.null_ratings.get(name, 0),
             "num_infinite": scanned.infinite_ratings.get(name, 0),
             "num_missing": scanned.missing_scores.get(name, 0),
+            "eligible": _described(before, second.before[name], of_all),
+            "selected": _described(after, second.after[name], of_selected),
         }
-        for side, which, side_tally, squares in (
-            ("eligible", eligible, first.before, second.before),
-            ("selected", selected, first.after, second.after),
-        ):
-            tally = side_tally.ratings[name]
-            values = quantiles(table, name, QUANTILES, threads, which) if tally.counts.any() else None
-            rows[name][side] = _described(tally, squares[name], values)
     return rows
 
 
-def _described(tally: RatingTally, squares: ExactSum, values: NDArray[np.float64] | None) -> dict[str, Any]:
+def _quantiles(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What `statistics.quantiles` gives, of values in memory; NaN of none."""
+    if not len(values):
+        return np.full(len(QUANTILES), np.nan)
+    ranks = np.maximum(np.ceil(len(values) * np.array(QUANTILES) - 1.0), 0.0).astype(np.int64)
+    return np.partition(values, ranks)[ranks].astype(np.float64)
+
+
+def _described(tally: RatingTally, squares: ExactSum, values: NDArray[np.float64]) -> dict[str, Any]:
     """A rating over some documents; the standard deviation is the population's."""
     count = int(tally.counts.sum())
-    shown = dict.fromkeys((f"{probability:g}" for probability in QUANTILES), None)
-    if values is not None:
-        shown = dict(zip(shown, map(float, values), strict=True))
     return {
         "num_rated": count,
         "mean": tally.mean(),
@@ -196,7 +205,7 @@ def _described(tally: RatingTally, squares: ExactSum, values: NDArray[np.float64
         "minimum": tally.low if count else None,
         "maximum": tally.high if count else None,
         "mean_by_tokens": tally.mean_by_tokens(),
-        "quantiles": shown,
+        "quantiles": {f"{share:g}": _finite(value + 0.0) for share, value in zip(QUANTILES, values, strict=True)},
     }
 
 
