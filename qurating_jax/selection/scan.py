@@ -125,18 +125,21 @@ def digest_texts(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
 
 def _digests(values: pa.Array | pa.ChunkedArray, num_bytes: int) -> NDArray[np.uint64]:
     chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
-    digests = [digest for chunk in chunks for digest in _chunk_digests(chunk.cast(pa.large_string()), num_bytes)]
+    digests: list[bytes] = []
+    copy = hashlib.blake2b(digest_size=num_bytes).copy  # copies cost half of new ones
+    for chunk in chunks:
+        texts = chunk.cast(pa.large_string())
+        texts = texts.fill_null("") if texts.null_count else texts
+        if not len(texts):
+            continue
+        _, offsets, data = texts.buffers()
+        ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+        content = memoryview(data if data is not None else b"")
+        for start, stop in itertools.pairwise(ends):
+            digest = copy()
+            digest.update(content[start:stop])
+            digests.append(digest.digest())
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64, copy=False)
-
-
-def _chunk_digests(texts: pa.Array, num_bytes: int) -> list[bytes]:
-    texts = texts.fill_null("") if texts.null_count else texts
-    _, offsets, data = texts.buffers()
-    if not len(texts):
-        return []
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
-    content, blake2b = memoryview(data if data is not None else b""), hashlib.blake2b
-    return [blake2b(content[start:stop], digest_size=num_bytes).digest() for start, stop in itertools.pairwise(ends)]
 
 
 def _texts(table: pa.Table, fields: KeyFields) -> pa.ChunkedArray:
