@@ -28,7 +28,7 @@ class Asked:
         ratings: scores to describe before and after, in their own units; the first stands for all in short tables.
         budget: tokens or documents, as measured; None where a threshold decides.
         measure: what the budget counts.
-        targets: int64 [D], parts of the budget by domain; None where there is one pool.
+        targets: int64 [D], parts of the budget by domain (any numbers without a budget); None where there is one pool.
         quotas: parts of the budget by member; None where there is one.
     """
 
@@ -240,9 +240,9 @@ def _domains(table: KeyTable, first: Tally, asked: Asked, leading: str | None) -
                 "num_selected": int(after.documents[number]),
                 "eligible_tokens": int(before.tokens[number]),
                 "selected_tokens": int(after.tokens[number]),
-                **_measured("target", asked, int(targets[number])),
+                **_measured("target", asked, None if asked.budget is None else int(targets[number])),
                 "share_eligible": _share(int(measured[0][number]), totals[0]),
-                "share_target": _share(int(targets[number]), asked.budget or 0),
+                "share_target": None if asked.budget is None else _share(int(targets[number]), asked.budget),
                 "share_selected": _share(int(measured[1][number]), totals[1]),
                 "threshold_key": _finite(first.least_keys[0, number]) if alone else None,
                 "threshold_rating": _finite(first.last_scores[0, number]) if alone else None,

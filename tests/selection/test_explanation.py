@@ -278,6 +278,11 @@ def test_budgets_of_documents_and_selections_of_nothing():
     assert sum(row["share_selected"] for row in found["domains"]) == pytest.approx(1)
     assert found["domains"][0]["share_selected"] == found["domains"][0]["num_selected"] / num_selected
 
+    found = explain(_table(block), decision, Asked(orders=(TOP,), targets=np.zeros(5, np.int64)), Scanned())
+    assert {row["target_tokens"] for row in found["domains"]} == {None}
+    assert {row["share_target"] for row in found["domains"]} == {None}
+    assert found["domains"][0]["threshold_rating"] > 0
+
     nothing = cut_at(SAMPLE, math.inf, 5)
     found = explain(_table(block), nothing, Asked(orders=(SAMPLE,), ratings=("rating",)), Scanned())
     assert found["num_selected"] == found["selected_tokens"] == 0
