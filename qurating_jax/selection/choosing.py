@@ -17,6 +17,8 @@ from qurating_jax.selection.decision import Decision
 from qurating_jax.selection.dsir import DsirOptions, parse_targets, weigh_documents
 from qurating_jax.selection.duplicates import Duplicates, find_duplicates, together
 from qurating_jax.selection.explanation import Asked, Scanned, explain
+from qurating_jax.selection.id_list import KEY, id_list_path
+from qurating_jax.selection.joined_scores import join
 from qurating_jax.selection.key_cache import ScanOptions, prepare
 from qurating_jax.selection.key_files import KeyFiles
 from qurating_jax.selection.options import SelectOptions
@@ -117,14 +119,6 @@ def open_candidates(options: SelectOptions, inputs: Inputs, cache: str) -> Candi
     Raises:
         UserError: what the scan finds wrong.
     """
-    fields = KeyFields(
-        id=options.id_field,
-        text=options.text_field,
-        tokens="" if options.tokenizer else options.tokens_field,
-        domains=options.domain_field,
-        ratings=tuple(_columns(options, inputs.files)),
-        text_hash=options.deduplicate_text,
-    )
     scan = ScanOptions(
         on_bad_row=options.on_bad_row,
         tokenizer=options.tokenizer,
@@ -132,19 +126,59 @@ def open_candidates(options: SelectOptions, inputs: Inputs, cache: str) -> Candi
         max_bytes=options.bytes_per_part,
         num_workers=options.num_workers,
     )
+    elsewhere, fields = _fields(options, inputs)
     keys = prepare(cache, inputs.files, fields, scan, inputs=inputs.digests["documents"])
-    reopen = partial(open_source, options, inputs.files, keys)
+    counts, reopen = keys.counts, partial(open_source, options, inputs.files, keys)
     keys, duplicates = _without_duplicates(options, keys, reopen)
+    missing: Mapping[str, int] = {}
+    join_scores = partial(join, cache=cache, options=scan, memory_bytes=options.memory_limit)
+    if elsewhere:
+        files = documents.find_files(options.scores)
+        keys, found = join_scores(keys, files, elsewhere, inputs=inputs.digests["scores"], id_field=options.id_field)
+        log.info("%s documents have scores in %s", f"{found.found:,}", " ".join(options.scores))
+        missing = found.missing
+    joined = {}
+    for path in selections_among(options.members):
+        ids = [id_list_path(path)]
+        keys, _ = join_scores(keys, ids, [KEY], inputs=manifest.input_digest(ids, ids), prefix=f"{path}: ")
+        joined[path] = f"{path}: {KEY}"
+    sizes: dict[str, tuple[str, int]] = {}
+    if options.strategy == "dsir":
+        keys, sizes = _weigh(options, keys, reopen, cache)
     scanned = Scanned(
-        bad_rows=keys.counts.rejected,
+        bad_rows=counts.rejected,
         duplicate_ids=duplicates[0].count,
         duplicate_texts=sum(found.count for found in duplicates[1:]),
-        null_ratings=keys.counts.null_ratings,
-        infinite_ratings=keys.counts.infinite_ratings,
-        missing_domains=keys.counts.missing_domains,
+        null_ratings=counts.null_ratings,
+        infinite_ratings=counts.infinite_ratings,
+        missing_scores=missing,
+        missing_domains=counts.missing_domains,
     )
-    if options.strategy != "dsir":
-        return Candidates(keys, scanned, duplicates)
+    return Candidates(keys, scanned, duplicates, joined, sizes)
+
+
+def _fields(options: SelectOptions, inputs: Inputs) -> tuple[list[str], KeyFields]:
+    """The ratings that come from files of scores, and what is read of the documents."""
+    wanted = strategies.needed_columns(options, options.order_by, selections_among(options.members))
+    files = documents.find_files(options.scores) if options.scores else []
+    elsewhere = [name for name in wanted if files and _is_there(name, files)]
+    own = [name for name in wanted if name not in elsewhere]
+    if options.strategy == "uniform":  # it only reports its rating
+        own = [name for name in own if name == options.order_by or _is_there(name, inputs.files)]
+    return elsewhere, KeyFields(
+        id=options.id_field,
+        text=options.text_field,
+        tokens="" if options.tokenizer else options.tokens_field,
+        domains=options.domain_field,
+        ratings=tuple(own),
+        text_hash=options.deduplicate_text,
+    )
+
+
+def _weigh(
+    options: SelectOptions, keys: KeyFiles, reopen: Callable[[], SelectionSource], cache: str
+) -> tuple[KeyFiles, dict[str, tuple[str, int]]]:
+    """The table with DSIR's log weights, and by target the name of its score and its size."""
     weighed = weigh_documents(
         keys,
         reopen,
@@ -158,9 +192,8 @@ def open_candidates(options: SelectOptions, inputs: Inputs, cache: str) -> Candi
         cache=cache,
         num_workers=options.num_workers,
     )
-    scores = {found.score: found.directory for found in weighed.values()}
-    sizes = {name: (found.score, found.num_ngrams) for name, found in weighed.items()}
-    return Candidates(keys.with_scores(scores), scanned, duplicates, weighed=sizes)
+    keys = keys.with_scores({found.score: found.directory for found in weighed.values()})
+    return keys, {name: (found.score, found.num_ngrams) for name, found in weighed.items()}
 
 
 def _without_duplicates(
@@ -274,18 +307,10 @@ def _check_unrated(options: SelectOptions, preference: Preference, found: Mappin
         log.warning("%s: they are not selected", unrated)
 
 
-def _columns(options: SelectOptions, files: Sequence[str]) -> list[str]:
-    names = strategies.needed_columns(options, options.order_by, selections_among(options.members))
-    if options.strategy != "uniform":
-        return names
-    return [name for name in names if name == options.order_by or _is_there(name, files)]
-
-
 def _is_there(name: str, files: Sequence[str]) -> bool:
     try:
         check_columns(files, needed=[name], added=[])
     except UserError:
-        log.info("no column `%s`: the random selection is reported without it", name)
         return False
     return True
 

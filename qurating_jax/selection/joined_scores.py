@@ -55,6 +55,7 @@ def join(
     cache: str,
     inputs: Mapping[str, Any],
     id_field: str = "id",
+    prefix: str = "",
     options: ScanOptions | None = None,
     memory_bytes: int = 1 << 30,
 ) -> tuple[KeyFiles, Joined]:
@@ -63,10 +64,11 @@ def join(
     Args:
         keys: the documents.
         files: Parquet, Arrow or JSON lines with ids and numbers, in any order.
-        columns: of the numbers, names or dotted paths; the table's scores get these names.
+        columns: of the numbers, names or dotted paths; the table's scores get these names, behind the prefix.
         cache: directory for the key files of `files` (see `prepare`).
         inputs: `manifest.input_digest` of `files`.
         id_field: column or path of the ids in `files`.
+        prefix: in front of the scores' names.
         options: how `files` are scanned.
         memory_bytes: for sorted scores at a time.
 
@@ -77,7 +79,7 @@ def join(
         UserError: an id that stands twice with different scores, a column that the documents have already, or what
             `prepare` raises of the score files.
     """
-    clash = sorted({*columns} & {*keys.score_names})
+    clash = sorted({prefix + column for column in columns} & {*keys.score_names})
     if clash:
         raise UserError(
             f"column `{clash[0]}` is among the documents' own ratings and in {files[0]} as well; rename one"
@@ -103,7 +105,7 @@ def join(
         joined = Joined(**storage.read_json(path))
     except TypeError:
         raise broken(path) from None
-    scores = {column: keys.score_directory(f"{name}-{place}") for place, column in enumerate(columns)}
+    scores = {prefix + column: keys.score_directory(f"{name}-{place}") for place, column in enumerate(columns)}
     return keys.with_scores(scores), joined
 
 

@@ -164,7 +164,9 @@ def measure_budget(options: BudgetOptions, preference: Preference) -> Budget:
                 f"the budget of {amount:,} {measure} is more than the {total:,} that can be selected; give a smaller "
                 "one, --num_epochs N to read the selection N times, or --allow_all to select all"
             )
-        log.warning("the budget of %s %s is above the %s there are: all are selected", f"{amount:,}", measure, total)
+        log.warning(
+            "the budget of %s %s is above the %s there are: all are selected", f"{amount:,}", measure, f"{total:,}"
+        )
         amount = total
     targets = budgets.domain_targets(
         available,
