@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -337,3 +338,16 @@ def test_an_object_store(tmp_path):
         np.testing.assert_array_equal(values, contents(keys)[name])
     keys.write_scores("s", 0, np.arange(13.0))
     assert keys.with_scores({"s": keys.score_directory("s")}).block(0).scores["s"].tolist() == list(range(13))
+
+
+def test_many_threads_read_the_same_blocks(tmp_path):
+    keys = prepared(tmp_path / "cache", put_files(tmp_path, 600))
+    truth = [keys.block(number).hashes.copy() for number in range(len(keys))]
+    numbers = np.random.default_rng(0).integers(0, len(keys), 2000).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        for number, block in zip(numbers, threads.map(keys.block, numbers), strict=True):
+            np.testing.assert_array_equal(block.hashes, truth[number])
+            assert len(block) == keys.num_rows(number)
+    rows = np.cumsum([0, *map(len, truth)])
+    assert [keys.first_row(number) for number in range(len(keys))] == rows[:-1].tolist()
+    assert [keys.part_of(row) for row in range(600)] == np.repeat(range(len(keys)), [*map(len, truth)]).tolist()
