@@ -248,7 +248,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_killed_at_any_moment_and_started_again(tmp_path, num_workers):
-    files = put_files(tmp_path, 3000)
+    files = put_files(tmp_path, 1500)
     truth = prepared(tmp_path / "truth", files)
     script = put(tmp_path, "scan.py", textwrap.dedent(KILLED).encode())
     cache = tmp_path / "cache"
