@@ -64,6 +64,15 @@ def test_exact_sum_over_wide_ranges_in_whole_blocks(size, low, dtype):
     assert stats.exact_sum(values) == float(Fraction(float(values[0])) * size)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_whole_blocks_of_similar_values_lose_nothing(sign):
+    """All of one sign and near the top of the grid, so that the sum of a block is as large as it can be."""
+    numbers = np.random.default_rng(0).integers(2**53 - 2**44, 2**53, 70_000)
+    total = stats.ExactSum()
+    total.add(sign * numbers.astype(np.float64) * 2.0**-53)
+    assert total.fraction() == Fraction(sign * sum(numbers.tolist()), 2**53)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_sums_of_what_is_no_number(bad):
     for values in ([bad], [1.0, bad], [bad, 1.0], [0.0] * 20_000 + [bad]):
