@@ -1,4 +1,4 @@
-"""A token budget filled with documents in decreasing key order, as a whole or by domains with targets of their own."""
+"""A budget divided among domains: targets in whole tokens that sum to it."""
 
 import difflib
 import math
@@ -10,94 +10,6 @@ from numpy.typing import NDArray
 
 REST = "*"  # in shares: all domains that are not named, together; in caps: each of them
 _SUM_TOLERANCE = Fraction(1, 10**6)  # shares that were printed with six digits still sum to 1
-
-
-def fill(keys: np.ndarray, ties: np.ndarray, tokens: np.ndarray, budget_tokens: int) -> np.ndarray:
-    """Selects documents in decreasing key order until their tokens reach the budget.
-
-    The shortest such prefix: it overshoots by less than its last document. Prefixes of one order are nested, so a
-    larger budget keeps every document of a smaller one.
-
-    Args:
-        keys: float array [n], finite.
-        ties: uint64 array [n] that orders documents of equal keys (smaller first), whatever their position.
-        tokens: int64 array [n], all positive.
-        budget_tokens: at least 1 and at most `tokens.sum()`.
-
-    Returns:
-        bool array [n]: selected.
-
-    Raises:
-        ValueError: the budget is not positive or more than all documents hold, or a document has no tokens.
-    """
-    _check(tokens, budget_tokens)
-    order = _decreasing(keys, ties)
-    reached = np.cumsum(tokens[order], dtype=np.int64)
-    selected = np.zeros(len(tokens), dtype=bool)
-    selected[order[: int(np.searchsorted(reached, budget_tokens)) + 1]] = True
-    return selected
-
-
-def fill_domains(
-    keys: np.ndarray,
-    ties: np.ndarray,
-    tokens: np.ndarray,
-    domains: np.ndarray,
-    targets: Sequence[int | Fraction] | NDArray[np.int64],
-) -> np.ndarray:
-    """Selects documents so that every domain comes to its target and the whole reaches their sum, the budget.
-
-    First each domain gives the longest prefix of its decreasing key order that does not exceed its target; then the
-    domain that is furthest below its target gives its next document, until the budget is reached. A deficit is smaller
-    than the domain's next document, so no domain gives two; every domain ends within one document of its target and the
-    total overshoots by less than one document, whatever the number of domains.
-
-    Args:
-        keys, ties, tokens: as in `fill`.
-        domains: int array [n] of domain numbers 0..D-1; equal deficits are served in their order.
-        targets: D exact numbers of tokens (`domain_targets`), none above what its domain holds.
-
-    Returns:
-        bool array [n]: selected.
-
-    Raises:
-        ValueError: as in `fill`; a target is negative or above its domain's tokens, or a domain has none.
-    """
-    wanted = [value if isinstance(value, Fraction) else int(value) for value in targets]
-    budget_tokens = math.ceil(sum(wanted))
-    _check(tokens, budget_tokens)
-    order = _decreasing(keys, ties)
-    order = order[np.argsort(domains[order], kind="stable")]
-    ends = np.cumsum(np.bincount(domains, minlength=len(wanted)))
-    if len(ends) != len(wanted):
-        raise ValueError(f"{len(wanted):,} targets for {len(ends):,} domains")
-    selected = np.zeros(len(tokens), dtype=bool)
-    reached = 0
-    candidates = []  # (deficit, domain, its next document)
-    for domain, (start, end, target) in enumerate(zip(np.r_[0, ends[:-1]], ends, wanted, strict=True)):
-        members = order[start:end]
-        cumulative = np.cumsum(tokens[members], dtype=np.int64)
-        if not 0 <= target <= (int(cumulative[-1]) if len(members) else 0):
-            raise ValueError(f"a target of {float(target):,.0f} tokens is not within what domain {domain} holds")
-        count = int(np.searchsorted(cumulative, math.floor(target), side="right"))
-        taken = int(cumulative[count - 1]) if count else 0
-        selected[members[:count]] = True
-        reached += taken
-        if count < len(members):
-            candidates.append((target - taken, domain, int(members[count])))
-    for _, _, document in sorted(candidates, key=lambda candidate: (-candidate[0], candidate[1])):
-        if reached >= budget_tokens:
-            break
-        selected[document] = True
-        reached += int(tokens[document])
-    return selected
-
-
-def tokens_by_domain(tokens: np.ndarray, domains: np.ndarray, num_domains: int) -> NDArray[np.int64]:
-    """Tokens of every domain's documents: int64 [D], exact (a weighted `bincount` adds in float64)."""
-    held = np.zeros(num_domains, dtype=np.int64)
-    np.add.at(held, domains, tokens)
-    return held
 
 
 def domain_targets(
@@ -141,7 +53,7 @@ def domain_targets(
             little room for the budget.
     """
     held = [int(value) for value in available]
-    check_budget(budget_tokens, sum(held), unit)
+    _check_budget(budget_tokens, sum(held), unit)
     cap_of = _exact("cap", caps or {}, names)
     all_caps = [cap_of.get(name, cap_of.get(REST, Fraction(1))) for name in names]
     limits = [min(tokens, math.ceil(cap * budget_tokens)) for tokens, cap in zip(held, all_caps, strict=True)]
@@ -161,7 +73,7 @@ def domain_targets(
     return _whole(targets, budget_tokens)
 
 
-def check_budget(budget: int, available: int, unit: str = "tokens") -> None:
+def _check_budget(budget: int, available: int, unit: str = "tokens") -> None:
     """Raises `ValueError` unless a budget is at least 1 and at most what there is."""
     if budget < 1:
         raise ValueError(f"a budget of {budget:,} {unit} selects nothing")
@@ -277,14 +189,3 @@ def _whole(targets: list[Fraction], total: int) -> NDArray[np.int64]:
     for number in order[: total - sum(floors)]:
         floors[number] += 1
     return np.array(floors, dtype=np.int64)
-
-
-def _decreasing(keys: np.ndarray, ties: np.ndarray) -> np.ndarray:
-    """Indices in decreasing key order, equal keys in increasing `ties` order: int64 array [n]."""
-    return np.lexsort((ties, -keys))
-
-
-def _check(tokens: np.ndarray, budget_tokens: int) -> None:
-    if (tokens <= 0).any():
-        raise ValueError("a document without tokens fills no budget")
-    check_budget(budget_tokens, int(tokens.sum()))

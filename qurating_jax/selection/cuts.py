@@ -61,8 +61,9 @@ class Draw:
     """Documents in decreasing key order until a budget is reached, domain by domain.
 
     Every domain gives the longest prefix of its order that does not exceed its target; then the domain that is furthest
-    below its target gives its next document, until the budget is reached (`budget.fill_domains` says why no domain
-    gives two). The whole overshoots by less than one document.
+    below its target gives its next document, until the budget is reached. What a domain lacks is less than its next
+    document, so that this passes its target: none gives two. Every domain ends within one document of its target, and
+    the whole overshoots by less than one document, whatever the number of domains.
 
     Attributes:
         table: the documents.

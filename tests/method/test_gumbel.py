@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from qurating_jax.method import budget, gumbel
+from qurating_jax.method import gumbel
 
 NUM_SEEDS = 20_000
 IDS = ["a", "b", "c", "d", "e"]
@@ -83,29 +83,6 @@ def test_the_order_of_the_keys_is_plackett_luce(noise, draws, inverse):
     # The same statistic notices a temperature that is 10 % off.
     wrong = {outcome: _plackett_luce(outcome, np.exp(logits / 1.1).tolist()) for outcome in outcomes}
     assert _p_value(seen, wrong) < CHANCE
-
-
-@pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize(("tokens", "wanted"), [([7] * 5, 14), ([30, 5, 20, 11, 8], 27), ([9, 2, 3, 40, 1], 12)])
-def test_what_a_budget_selects_by_enumeration(noise, tokens, wanted, inverse):
-    """Sets of documents filled to a budget of tokens, against the sum over all orders that fill it with the set."""
-    logits = -LOGITS if inverse else LOGITS
-    probabilities = {}
-    for order in ORDERS:
-        ends = list(itertools.accumulate(tokens[index] for index in order))
-        chosen = frozenset(order[: next(i for i, end in enumerate(ends) if end >= wanted) + 1])
-        probabilities[chosen] = probabilities.get(chosen, 0.0) + _plackett_luce(order, np.exp(logits).tolist())
-    hashes, lengths = gumbel.hash_ids(IDS), np.array(tokens)
-    seen = [
-        frozenset(np.flatnonzero(budget.fill(logits + row, hashes, lengths, wanted)).tolist()) for row in noise[:8000]
-    ]
-    p_value = _p_value(seen, probabilities)
-    print(f"budget {wanted} of {tokens}, inverse {inverse}: p = {p_value:.3f}")
-    assert p_value > CHANCE
-    # Noise of the wrong sign, as in a mirror made of the smallest keys, is noticed.
-    smallest = [frozenset(np.flatnonzero(budget.fill(-(row - logits), hashes, lengths, wanted)).tolist())
-                for row in noise[:8000]]  # fmt: skip
-    assert _p_value(smallest, probabilities) < CHANCE
 
 
 def test_temperatures_without_end_are_uniform_and_top_k(noise):

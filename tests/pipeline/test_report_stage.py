@@ -124,7 +124,7 @@ def _selection(temperature, names=("books", HOSTILE, "web")):
     hashes = rng.permutation(np.arange(900, dtype=np.uint64))
     rating = rng.normal(2.0, 3.0, 900) + domains
     table = ListTable([KeyBlock(hashes, tokens, domains, {"rating": rating})], names)
-    held = budget.tokens_by_domain(tokens, domains, len(names))
+    held = np.bincount(domains, tokens, len(names)).astype(np.int64)
     wanted = int(held.sum()) // 5
     targets = budget.domain_targets(held, wanted, names=names, shares={names[0]: 0.5}, allow_short=True)
     chosen, explained = [], {}

@@ -1,4 +1,4 @@
-"""The streaming engine against the rule it implements, filled in memory (`budget.fill_domains`)."""
+"""The streaming engine against the rule it implements, everything sorted in memory (`reference.fill_domains`)."""
 
 import itertools
 from fractions import Fraction
@@ -7,8 +7,9 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import reference
 
-from qurating_jax.method import budget, gumbel
+from qurating_jax.method import gumbel
 from qurating_jax.selection import cuts as engine
 from qurating_jax.selection.cuts import Draw
 from qurating_jax.selection.decision import Decision, Step
@@ -44,7 +45,7 @@ def _reference(block, order, wanted, num_domains):
     held = np.bincount(domains[able], weights=block.tokens[able], minlength=num_domains).astype(np.int64)
     targets = [Fraction(wanted * int(tokens), int(held.sum())) for tokens in held]
     chosen = np.zeros(len(block), bool)
-    chosen[able] = budget.fill_domains(
+    chosen[able] = reference.fill_domains(
         keys[able], block.hashes[able], block.tokens[able].astype(np.int64), domains[able], targets
     )
     return chosen, targets, held, keys

@@ -43,7 +43,7 @@ def _one(block, order, wanted, num_domains=5):
     """A selection by one order, with its targets."""
     able = block.tokens > 0 if not order.score else (block.tokens > 0) & ~np.isnan(block.scores[order.score])
     domains = np.zeros(len(block), np.int32) if block.domains is None else block.domains
-    held = budget.tokens_by_domain(block.tokens[able], domains[able], num_domains)
+    held = np.bincount(domains[able], block.tokens[able], num_domains).astype(np.int64)
     targets = budget.domain_targets(held, wanted, names=[f"d{number}" for number in range(num_domains)])
     drawer = Drawer(_table(block, (), num_domains), "tokens", held, 1 << 20, 1)
     return drawer.one(order, targets.tolist()), targets, able
@@ -210,7 +210,7 @@ def test_members_of_a_mix():
         Member("any", UNIFORM, Fraction(1, 4)),
     ]
     able = block.tokens > 0
-    held = budget.tokens_by_domain(block.tokens[able], block.domains[able], 5)
+    held = np.bincount(block.domains[able], block.tokens[able], 5).astype(np.int64)
     targets = budget.domain_targets(held, 8000, names=[f"d{number}" for number in range(5)])
     decision = Drawer(_table(block), "tokens", held, 1 << 20, 1).mix(members, targets.tolist(), seed=3)
     asked = Asked(

@@ -22,7 +22,7 @@ def _selection(names, *, order=None, members=(), seed=0):
     tokens = rng.integers(1, 50, num).astype(np.int32)
     table = ListTable([KeyBlock(hashes, tokens, rng.integers(0, num_domains, num).astype(np.int32), scores)], names)
     domains = table.block(0).domains
-    held = budget.tokens_by_domain(tokens[7:], domains[7:], num_domains)
+    held = np.bincount(domains[7:], tokens[7:], num_domains).astype(np.int64)
     wanted = int(held.sum()) // 10
     shares = {names[0]: 0.5} if num_domains > 1 else None
     targets = budget.domain_targets(held, wanted, names=names, shares=shares, allow_short=True)
