@@ -1,6 +1,6 @@
 """Where a selection ends: exact thresholds for a budget, in few passes over a key table and bounded memory.
 
-A sample of the documents says where the threshold of every domain must lie, up to a margin of six standard errors. One
+A sample of the documents says where the threshold of every domain must lie, up to a margin of five standard errors. One
 pass then adds up what comes before that window and gathers the documents in it, well under 1 % of all; sorting these
 gives the threshold. The pass itself shows whether the window was right. Where it was not, it is widened; where it holds
 more documents than memory allows (a rating of few values, a tiny limit), histogram passes narrow it, in the end by the
@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 Measure = Literal["tokens", "documents"]
 Taken = Callable[[KeyBlock], NDArray[np.bool_]]
 
-_SAMPLE_DOCUMENTS = 1 << 18
+_FEW_DOCUMENTS = 1 << 19  # are all looked at
+_SAMPLES = (1 << 16, 1 << 19, 1 << 21)  # documents, of tables at least eight times as large
 _SAMPLE_ROWS = 512  # consecutive documents of a sample, a page of hashes
-_STANDARD_ERRORS = 6.0
+_STANDARD_ERRORS = 5.0
 _CANDIDATE_BYTES = 40  # of a document in the window: key, hash, weight, domain, and what sorting takes
 _MAX_BUCKETS = 1 << 22  # of a histogram over all domains
 
@@ -218,44 +219,62 @@ class Draw:
         return scale.window(bucket)
 
     def _guess(self) -> Window:
-        """Where the thresholds lie, by a sample: [D] ranges that hold them nearly always."""
+        """Where the thresholds lie, by samples, each four to eight times as large and looked at through the last."""
         num_domains = len(self.targets)
-        low, high = np.full(num_domains, -np.inf), np.full(num_domains, np.inf)
+        window = Window.between(np.full(num_domains, -np.inf), np.full(num_domains, np.inf))
         total = sum(self.table.num_rows(number) for number in range(len(self.table)))
-        if total <= 2 * _SAMPLE_DOCUMENTS and total * _CANDIDATE_BYTES <= self.memory_bytes:
-            return Window.between(low, high)
-        sample = self._sample(total)
-        bounds = np.searchsorted(sample.domains, np.arange(num_domains + 1))
-        for domain in range(num_domains):
+        if total <= _FEW_DOCUMENTS and total * _CANDIDATE_BYTES <= self.memory_bytes:
+            return window
+        for size in _SAMPLES:
+            if total >= 8 * size:
+                window = self._narrow_by(window, *self._sample(window, max(_SAMPLE_ROWS, total * _SAMPLE_ROWS // size)))
+        return window
+
+    def _narrow_by(
+        self, window: Window, above: NDArray[np.int64], held: NDArray[np.int64], sample: _Candidates
+    ) -> Window:
+        """The window around where a sample passes the domains' shares; a domain of too few documents keeps its own.
+
+        Args:
+            window: that of the sample.
+            above, held: int64 [D], weights of the sample above the window and in all.
+            sample: its documents in the window, sorted.
+        """
+        low, high = window.low.copy(), window.high.copy()
+        bounds = np.searchsorted(sample.domains, np.arange(len(low) + 1))
+        for domain in range(len(low)):
             start, stop = int(bounds[domain]), int(bounds[domain + 1])
             if start == stop or not self.available[domain]:
                 continue
             weights = sample.weights[start:stop]
             share = min(float(self.targets[domain]) / float(self.available[domain]), 1.0)
             # Standard error of a weighted share: heavy documents count like several.
-            effective = float(weights.sum()) ** 2 / float(np.square(weights.astype(np.float64)).sum())
+            spread = float(np.square(weights.astype(np.float64)).mean()) / float(weights.mean())
+            effective = float(held[domain]) / spread
             margin = _STANDARD_ERRORS * math.sqrt(share * (1 - share) / effective) + 10 / effective
-            reached = np.cumsum(weights) / weights.sum()
-            if share + margin < 1:
-                low[domain] = sample.keys[start + int(np.searchsorted(reached, share + margin))]
-            if share - margin > 0:
-                high[domain] = sample.keys[start + int(np.searchsorted(reached, share - margin))]
+            reached = (above[domain] + np.cumsum(weights)) / held[domain]
+            first, last = np.searchsorted(reached, [share - margin, share + margin])
+            if first and share - margin > 0:
+                high[domain] = sample.keys[start + first]
+            if last < stop - start and share + margin < 1:
+                low[domain] = sample.keys[start + last]
         return Window.between(low, high)
 
-    def _sample(self, total: int) -> _Candidates:
-        """Documents from all over the table, sorted."""
-        step = max(1, total // (_SAMPLE_DOCUMENTS // _SAMPLE_ROWS))
-        all_keys = Window.between(np.full(len(self.targets), -np.inf), np.full(len(self.targets), np.inf))
-        screen, found, before, position = Screen(self.order), [], 0, 0
-        for number in range(len(self.table)):
-            size = self.table.num_rows(number)
-            block = self.table.block(number) if position < before + size else None
-            while block is not None and position < before + size:
-                rows = block.rows(position - before, position - before + _SAMPLE_ROWS)
-                found.append(self._candidates(rows, self._settle(screen, rows, all_keys)))
-                position += step
-            before += size
-        return _sorted(_join(found))
+    def _sample(self, window: Window, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], _Candidates]:
+        """Some documents after every `step`, from all over the table.
+
+        Returns:
+            Their weights above the window and in all, int64 [D] each; and those in the window, sorted.
+        """
+        screen = Screen(self.order)
+        above, held = np.zeros((2, len(self.targets)), np.int64)
+        found: list[_Candidates] = []
+        for chunk in passes.some_rows(self.table, _SAMPLE_ROWS, step):
+            settled = self._settle(screen, chunk, window)
+            found.append(self._candidates(chunk, settled))
+            above += self._sum(chunk, settled.above)
+            held += self._sum(chunk, screen.rated(chunk))
+        return above, held, _sorted(_join(found))
 
     # ---- chunks
 

@@ -46,6 +46,17 @@ class KeyBlock:
         )
 
 
+def concatenate(blocks: Sequence[KeyBlock]) -> KeyBlock:
+    """Blocks of one table behind one another, at least one."""
+    domains = [block.domains for block in blocks if block.domains is not None]
+    return KeyBlock(
+        np.concatenate([block.hashes for block in blocks]),
+        np.concatenate([block.tokens for block in blocks]),
+        np.concatenate(domains) if domains else None,
+        {name: np.concatenate([block.scores[name] for block in blocks]) for name in blocks[0].scores},
+    )
+
+
 class KeyTable(Protocol):
     """All documents of an input, part by part."""
 

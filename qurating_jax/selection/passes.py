@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from qurating_jax.selection.key_table import KeyBlock, KeyTable
+from qurating_jax.selection.key_table import KeyBlock, KeyTable, concatenate
 
 T = TypeVar("T")
 
@@ -47,6 +47,24 @@ def chunks(block: KeyBlock) -> Iterator[KeyBlock]:
     """Views of a block's rows that stay in cache."""
     for start in range(0, len(block), CHUNK_ROWS):
         yield block.rows(start, start + CHUNK_ROWS)
+
+
+def some_rows(table: KeyTable, size: int, step: int) -> Iterator[KeyBlock]:
+    """`size` consecutive rows after every `step` of the whole table, copied together into chunks."""
+    held: list[KeyBlock] = []
+    before, position = 0, 0
+    for number in range(len(table)):
+        num_rows = table.num_rows(number)
+        block = table.block(number) if position < before + num_rows else None
+        while block is not None and position < before + num_rows:
+            held.append(block.rows(position - before, position - before + size))
+            position += step
+            if sum([len(rows) for rows in held]) + size > CHUNK_ROWS:
+                yield concatenate(held)
+                held = []
+        before += num_rows
+    if held:
+        yield concatenate(held)
 
 
 def _on(work: Callable[[KeyBlock], T], piece: Callable[[], KeyBlock]) -> T:

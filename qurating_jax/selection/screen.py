@@ -75,6 +75,13 @@ class Screen:
             base += gumbel.gumbel_noise(block.hashes, self.order.stream)
         return base
 
+    def rated(self, chunk: KeyBlock) -> NDArray[np.int64]:
+        """Rows of the documents that have a key and can be selected."""
+        able = chunk.tokens > 0
+        if self.order.score:
+            able &= ~np.isnan(chunk.scores[self.order.score])
+        return np.flatnonzero(able)
+
     def settle(self, chunk: KeyBlock, window: Window) -> Settled:
         """Where the documents of a chunk (at most `CHUNK_ROWS`) lie; those that cannot be selected are left out."""
         low = window.low.min()  # of all domains; what passes it is looked at once more by its own domain's
@@ -115,18 +122,18 @@ def _split(
     chunk: KeyBlock, rows: NDArray[np.int64], keys: NDArray[np.float64], window: Window, before: NDArray[np.int64]
 ) -> Settled:
     """Rows of known keys, sorted out; `before` is known to come before the window."""
-    few = chunk.take(rows)
-    low, high = _of_domains(window.low, few), _of_domains(window.high, few)
+    domains = None if chunk.domains is None else chunk.domains[rows]
+    low, high = _of_domains(window.low, domains), _of_domains(window.high, domains)
     above = keys > high
     inside = (keys >= low) & ~above
     tied = low == high
     if np.any(tied & inside):
-        least, most = _of_domains(window.low_hash, few), _of_domains(window.high_hash, few)
-        above |= inside & tied & (few.hashes < least)
-        inside &= ~above & ~(tied & (few.hashes > most))
+        hashes = chunk.hashes[rows]
+        above |= inside & tied & (hashes < _of_domains(window.low_hash, domains))
+        inside &= ~above & ~(tied & (hashes > _of_domains(window.high_hash, domains)))
     return Settled(np.concatenate([before, rows[above]]), rows[inside], keys[inside])
 
 
-def _of_domains(values: NDArray[Scalar], block: KeyBlock) -> NDArray[Scalar]:
-    """The values of the documents' domains [n], or the one value of the one pool [1]."""
-    return values[:1] if block.domains is None else values[block.domains]
+def _of_domains(values: NDArray[Scalar], domains: NDArray[np.int32] | None) -> NDArray[Scalar]:
+    """The values of documents' domains [n], or the one value of the one pool [1]."""
+    return values[:1] if domains is None else values[domains]

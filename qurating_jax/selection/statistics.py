@@ -137,20 +137,31 @@ def quantiles(
 
 
 def totals(table: KeyTable, scores: Sequence[str], threads: int = 1) -> Totals:
-    """Documents and tokens of every domain, of the documents that can be selected and have all the named scores."""
+    """Documents and tokens of every domain, of the documents that can be selected and have one of the named scores.
+
+    Without names no score is asked for.
+    """
     num_domains = len(table.domain_names)
 
     def work(piece: KeyBlock) -> NDArray[np.int64]:
         sums = np.zeros((2, num_domains), np.int64)
+        domains, tokens = np.empty(passes.CHUNK_ROWS, np.int64), np.empty(passes.CHUNK_ROWS)
         for chunk in passes.chunks(piece):
-            eligible = chunk.tokens > 0
+            rated = np.zeros(len(chunk), np.bool_) if scores else np.ones(len(chunk), np.bool_)
             for score in scores:
-                eligible &= ~np.isnan(chunk.scores[score])
-            tokens = chunk.tokens[eligible]
-            domains = np.zeros(tokens.size, np.int64) if chunk.domains is None else chunk.domains[eligible]
-            sums[0] += np.bincount(domains, minlength=num_domains)
-            # float64 sums of whole numbers: exact, a chunk stays below 2^53.
-            sums[1] += np.bincount(domains, weights=tokens, minlength=num_domains).astype(np.int64)
+                values = chunk.scores[score]
+                rated |= values == values
+            able = rated & (chunk.tokens > 0)
+            if chunk.domains is None:
+                sums[0, 0] += np.count_nonzero(able)
+                sums[1, 0] += chunk.tokens.sum(dtype=np.int64, where=True if able.all() else able)
+                continue
+            # `bincount` wants these types and is slow to convert; float64 sums of a chunk are exact, below 2^53.
+            np.copyto(domains[: len(chunk)], chunk.domains)
+            np.multiply(chunk.tokens, able, out=tokens[: len(chunk)], dtype=np.float64)
+            places, weights = domains[: len(chunk)], tokens[: len(chunk)]
+            sums[1] += np.bincount(places, weights, num_domains).astype(np.int64)
+            sums[0] += np.bincount(places if able.all() else places[able], minlength=num_domains)
         return sums
 
     result = np.zeros((2, num_domains), np.int64)

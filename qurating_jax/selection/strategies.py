@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -16,7 +16,7 @@ from qurating_jax.selection.cuts import Measure
 from qurating_jax.selection.decision import Decision
 from qurating_jax.selection.drawing import Drawer, Member, cut_at
 from qurating_jax.selection.key_files import KeyFiles
-from qurating_jax.selection.key_table import KeyBlock, Order
+from qurating_jax.selection.key_table import Order
 from qurating_jax.selection.options import BudgetOptions, StrategyOptions
 from qurating_jax.selection.orders import Ratings
 from qurating_jax.selection.passes import over
@@ -32,11 +32,13 @@ class Preference:
         keys: the table, with the scores of all orders.
         members: the orders and their shares of the budget; one for most strategies.
         ratings: the rating that the selection is reported by; None: none.
+        labels: what scores are, for people, where their names in the table do not say it.
     """
 
     keys: KeyFiles
     members: tuple[Member, ...]
     ratings: Ratings | None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -79,7 +81,10 @@ def prefer(options: StrategyOptions, keys: KeyFiles, seed: int, memory_bytes: in
         stream = orders.noise_stream(seed, options.noise_group, strategy="uniform")
         ratings_shown = None
         if known and set(known) <= set(keys.score_names):
-            ratings_shown = _combined(options, keys, memory_bytes)
+            try:
+                ratings_shown = _combined(options, keys, memory_bytes)
+            except ValueError as error:  # it only reports them
+                log.warning("the ratings are not reported: %s", error)
         return _alone(ratings_shown.keys if ratings_shown else keys, Order("", stream=stream), ratings_shown)
     ratings = _combined(options, keys, memory_bytes)
     if strategy != "sample":
@@ -91,7 +96,9 @@ def prefer(options: StrategyOptions, keys: KeyFiles, seed: int, memory_bytes: in
     return _alone(ratings.keys, order, ratings)
 
 
-def prefer_mix(options: StrategyOptions, keys: KeyFiles, joined: Mapping[str, str], seed: int) -> Preference:
+def prefer_mix(
+    options: StrategyOptions, keys: KeyFiles, joined: Mapping[str, str], seed: int, memory_bytes: int
+) -> Preference:
     """The members of a mix: what `sample` would draw by each rating, or selections that were made before.
 
     The noise is that of `sample`, so that the mix is the union of these samples' beginnings.
@@ -101,8 +108,12 @@ def prefer_mix(options: StrategyOptions, keys: KeyFiles, joined: Mapping[str, st
         keys: the table.
         joined: for members that are selections the score that holds their keys, null where they did not select.
         seed: of the noise.
+        memory_bytes: of the distinct ratings of a column.
+
+    Raises:
+        ValueError: ratings that order nothing.
     """
-    members = []
+    members, labels = [], dict[str, str]()
     for name in options.members:
         if name in joined:
             order = Order(joined[name])
@@ -110,10 +121,13 @@ def prefer_mix(options: StrategyOptions, keys: KeyFiles, joined: Mapping[str, st
             stream = orders.noise_stream(
                 seed, options.noise_group, strategy="sample", label=name, inverse=options.inverse
             )
-            ratings = Ratings(keys, name, name, "none" if options.normalize == "none" else "z")
+            ratings = orders.combine(
+                keys, {name: 1.0}, reference="", normalize=options.normalize, memory_bytes=memory_bytes
+            )
+            keys, labels[ratings.score] = ratings.keys, name
             order = ratings.order(temperature=options.temperature, inverse=options.inverse, stream=stream)
         members.append(Member(name, order, Fraction(1, len(options.members))))
-    return Preference(keys, tuple(members), None)
+    return Preference(keys, tuple(members), None, labels)
 
 
 def prefer_dsir(
@@ -136,8 +150,9 @@ def prefer_dsir(
         )
         for name, (score, size) in sizes.items()
     )
-    first = members[0]
-    return Preference(keys, members, Ratings(keys, first.order.score, f"log weight of {first.name}", "none"))
+    labels = {member.order.score: f"log weight of {member.name}" for member in members}
+    first = members[0].order.score
+    return Preference(keys, members, Ratings(keys, first, labels[first], "none"), labels)
 
 
 def measure_budget(options: BudgetOptions, preference: Preference) -> Budget:
@@ -220,19 +235,8 @@ def decide_by_rating(options: StrategyOptions, preference: Preference, memory_by
 
 def count_available(preference: Preference, measure: Measure) -> NDArray[np.int64]:
     """What can be selected of every domain: int64 [D]; documents that any member's order holds."""
-    num_domains = len(preference.keys.domain_names)
-
-    def work(piece: KeyBlock) -> NDArray[np.int64]:
-        held = np.zeros(len(piece), bool) if preference.scores else np.ones(len(piece), bool)
-        for score in preference.scores:
-            held |= ~np.isnan(piece.scores[score])
-        weights = np.where(held, piece.tokens, 0)
-        weights = weights if measure == "tokens" else (weights > 0).astype(np.int64)
-        if piece.domains is None:
-            return np.array([weights.sum(dtype=np.int64)])
-        return np.bincount(piece.domains, weights, num_domains).astype(np.int64)
-
-    return sum(over(preference.keys, work, passes.num_threads()), np.zeros(num_domains, np.int64))
+    held = statistics.totals(preference.keys, preference.scores, passes.num_threads())
+    return held.tokens if measure == "tokens" else held.documents
 
 
 def _combined(options: StrategyOptions, keys: KeyFiles, memory_bytes: int) -> Ratings:
@@ -246,7 +250,8 @@ def _combined(options: StrategyOptions, keys: KeyFiles, memory_bytes: int) -> Ra
 
 
 def _alone(keys: KeyFiles, order: Order, ratings: Ratings | None) -> Preference:
-    return Preference(keys, (Member("", order, Fraction(1)),), ratings)
+    labels = {ratings.score: ratings.label} if ratings else {}
+    return Preference(keys, (Member("", order, Fraction(1)),), ratings, labels)
 
 
 def needed_columns(options: StrategyOptions, order_by: str, selections: Sequence[str]) -> list[str]:

@@ -91,7 +91,8 @@ def test_the_cuts_are_those_of_sorting_everything(order, num_domains, memory_byt
 
 @pytest.fixture
 def _small_sample(monkeypatch):
-    monkeypatch.setattr(engine, "_SAMPLE_DOCUMENTS", 1 << 10)
+    monkeypatch.setattr(engine, "_FEW_DOCUMENTS", 1 << 11)
+    monkeypatch.setattr(engine, "_SAMPLES", (1 << 9, 1 << 11))
     monkeypatch.setattr(engine, "_SAMPLE_ROWS", 16)
 
 

@@ -220,8 +220,8 @@ def test_ranks_of_equal_and_of_distinct_ratings():
 def test_totals_against_whole_arrays(names):
     block = _corpus(3000)
     eligible = block.tokens > 0
-    for name in names:
-        eligible &= ~np.isnan(block.scores[name])
+    if names:
+        eligible &= np.any([~np.isnan(block.scores[name]) for name in names], axis=0)
     documents, tokens = np.zeros(5, np.int64), np.zeros(5, np.int64)
     for domain, held in zip(block.domains[eligible].tolist(), block.tokens[eligible].tolist(), strict=True):
         documents[domain] += 1
