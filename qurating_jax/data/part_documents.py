@@ -167,13 +167,20 @@ class DocumentParts:
             yield rows.file, rows.take()
 
 
-def check_columns(files: Sequence[str], *, needed: Sequence[str], added: Sequence[str]) -> None:
+def check_columns(
+    files: Sequence[str],
+    *,
+    needed: Sequence[str],
+    added: Sequence[str],
+    remedy: str = "rename them, or --column_prefix",
+) -> None:
     """Looks at columns before any work: headers of columnar files, the first rows of JSON lines files.
 
     Args:
         files: what `documents.find_files` returned.
         needed: columns or dotted paths that every columnar file and some row of the JSON lines files must have.
         added: names of columns that will stand beside the documents' own.
+        remedy: what to do where one of these is there already.
 
     Raises:
         UserError: a needed column is missing, or one of `added` exists already.
@@ -203,7 +210,7 @@ def check_columns(files: Sequence[str], *, needed: Sequence[str], added: Sequenc
             raise missing_column(where + (" ..." if len(files) > 1 else ""), field, list(sampled))
     clash = [name for name in added if name in present]
     if clash:
-        raise UserError(f"the documents already have columns {', '.join(clash)}; rename them, or --column_prefix")
+        raise UserError(f"the documents already have columns {', '.join(clash)}; {remedy}")
 
 
 def changed(file: str) -> UserError:

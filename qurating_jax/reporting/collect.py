@@ -17,9 +17,8 @@ MOST_DOMAINS = 200  # rows of a table of domains
 _SUFFIX = "_average"
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # "not printable" to Python, needed by Persian and Hindi
 _SELECTION_FACTS = (
-    "strategy", "rating", "temperature", "inverse", "normalize", "domain_field", "order", "seed", "num_documents",
-    "num_eligible", "num_selected", "share_documents", "eligible_tokens", "selected_tokens", "share_tokens",
-    "budget_tokens", "budget_documents", "overshoot_tokens", "overshoot_documents", "threshold_key",
+    "num_documents", "num_eligible", "num_selected", "share_documents", "eligible_tokens", "selected_tokens",
+    "share_tokens", "budget_tokens", "budget_documents", "overshoot_tokens", "overshoot_documents", "threshold_key",
     "threshold_rating", "effective_sample_size", "effective_share", "kl_from_uniform", "mean_rating_eligible",
     "mean_rating_selected", "num_missing_domains", "num_rejected",
 )  # fmt: skip
@@ -216,14 +215,22 @@ def _selections(artifacts: list[Artifact]) -> Iterator[Section]:
 
 def _selection_facts(document: dict[str, Any]) -> dict[str, Any]:
     """The facts of a selection as a whole by name, reasons of rejection each by itself."""
-    values = {name: document.get(name) for name in _SELECTION_FACTS}
-    facts = {
-        name.replace("_", " "): " × ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in values.items()
-    }
+    settings = document.get("settings")
+    asked = {name: _plain(value) for name, value in settings.items()} if isinstance(settings, dict) else {}
+    # What came of a budget stands below, in the units that were counted.
+    asked = {name: value for name, value in asked.items() if name not in _SELECTION_FACTS}
+    found = {name: document.get(name) for name in _SELECTION_FACTS}
+    facts = {str(name).replace("_", " "): value for name, value in (asked | found).items()}
     rejected = document.get("rejected")
     reasons = rejected.items() if isinstance(rejected, dict) else ()
     return facts | {f"rejected: {str(reason).replace('_', ' ')}": count for reason, count in reasons if count}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as one value: lists and mappings as text, None where there is nothing in them."""
+    if isinstance(value, dict):
+        value = [f"{key}: {part}" for key, part in value.items()]
+    return ", ".join(map(str, value)) or None if isinstance(value, list) else value
 
 
 def _rating_rows(name: str, document: dict[str, Any]) -> Iterator[dict[str, Any]]:

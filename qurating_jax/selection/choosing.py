@@ -9,10 +9,12 @@ from typing import Any
 
 from qurating_jax.data import documents
 from qurating_jax.data.part_documents import check_columns
+from qurating_jax.data.tokenizer import load_tokenizer
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.selection import orders, passes, statistics, strategies
+from qurating_jax.selection.copy_rows import REMEDY, added_names
 from qurating_jax.selection.decision import Decision
 from qurating_jax.selection.dsir import DsirOptions, parse_targets, weigh_documents
 from qurating_jax.selection.duplicates import Duplicates, find_duplicates, together
@@ -26,6 +28,7 @@ from qurating_jax.selection.overlap import chosen_by, compare, read_chosen, shor
 from qurating_jax.selection.ranks import Ranking
 from qurating_jax.selection.scan import KeyFields
 from qurating_jax.selection.search import temperature_for_kl, temperature_for_mean
+from qurating_jax.selection.settings import describe
 from qurating_jax.selection.source import SelectionSource
 from qurating_jax.selection.strategies import Budget, Preference
 
@@ -46,13 +49,26 @@ class Inputs:
 
     @classmethod
     def find(cls, patterns: Sequence[str], options: SelectOptions) -> "Inputs":
-        """Looks the files up; `UserError` where there are none."""
+        """Looks the files up.
+
+        Raises:
+            UserError: there are none, or the first one has a column that would be added.
+        """
         files = documents.find_files(patterns)
-        found = {"documents": manifest.input_digest(patterns, files)}
-        others = {"scores": options.scores, "targets": tuple(entry.partition("=")[2] for entry in options.targets)}
+        if options.write == "rows":
+            added = added_names(
+                ranked=options.order != "source", by=bool(options.order_by), members=_has_members(options)
+            )
+            # The header of one file says it at once; the scan looks at all of them.
+            check_columns(files[:1], needed=[], added=added, remedy=REMEDY)
+        found: dict[str, Any] = {"documents": manifest.input_digest(patterns, files)}
+        others = {f"target {name}": paths for name, paths in parse_targets(options.targets).items()}
+        if options.scores:
+            others["scores"] = list(options.scores)
         for name, paths in others.items():
-            if paths:
-                found[name] = manifest.input_digest(paths, documents.find_files(paths))
+            found[name] = manifest.input_digest(paths, documents.find_files(paths))
+        if options.tokenizer:
+            found["tokenizer"] = load_tokenizer(options.tokenizer).identity
         for path in selections_among(options.members):
             found[f"member {path}"] = {"manifest": manifest.read(path, stages=("select",))["determined"]}
         return cls(files, found)
@@ -94,6 +110,11 @@ class Choice:
     decision: Decision
     ranking: Ranking
     explanation: dict[str, Any]
+
+
+def _has_members(options: SelectOptions) -> bool:
+    """True where several members share the selection."""
+    return options.strategy == "mix" or (options.strategy == "dsir" and len(parse_targets(options.targets)) > 1)
 
 
 def selections_among(members: Sequence[str]) -> list[str]:
@@ -222,15 +243,20 @@ def _without_duplicates(
     return keys, found
 
 
-def choose(options: SelectOptions, candidates: Candidates, seed: int) -> Choice:
+def choose(asked: SelectOptions, candidates: Candidates, seed: int) -> Choice:
     """Decides and explains.
+
+    Args:
+        asked: the options as given.
+        candidates: what can be chosen from.
+        seed: of every draw.
 
     Raises:
         UserError: nothing can be selected, less than the budget, or a document has no rating and that is an error.
     """
     threads = passes.num_threads()
     try:
-        options = _with_temperature(options, candidates, seed)
+        options = _with_temperature(asked, candidates, seed)
         preference, decision, budget = _decide(options, candidates, seed)
         keys, ranking = _rank(options, preference.keys, seed)
         found = explain(
@@ -244,8 +270,7 @@ def choose(options: SelectOptions, candidates: Candidates, seed: int) -> Choice:
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_unrated(options, preference, found)
-    names = {preference.ratings.score: preference.ratings.label} if preference.ratings else {}
-    found["ratings"] = {names.get(name, name): facts for name, facts in found["ratings"].items()}
+    found["ratings"] = {preference.labels.get(name, name): facts for name, facts in found["ratings"].items()}
     overlap = None
     if options.compare:
         others = [read_chosen(path, name=name) for path, name in zip(options.compare, short_names(options.compare),
@@ -258,13 +283,20 @@ def choose(options: SelectOptions, candidates: Candidates, seed: int) -> Choice:
         f"{found['selected_tokens']:,}",
         100 * (found["share_tokens"] or 0),
     )
-    explanation = _settings(options, preference, seed) | found | {"overlap": overlap}
+    settings = describe(
+        asked,
+        seed=seed,
+        temperature=options.temperature,
+        sizes={name: size for name, (_, size) in candidates.weighed.items()},
+        scores=list(candidates.scanned.missing_scores),
+    )
+    explanation = {"settings": settings} | found | {"overlap": overlap}
     return Choice(keys, candidates.duplicates, decision, ranking, explanation)
 
 
 def _decide(options: SelectOptions, candidates: Candidates, seed: int) -> tuple[Preference, Decision, Budget]:
     if options.strategy == "mix":
-        preference = strategies.prefer_mix(options, candidates.keys, candidates.joined, seed)
+        preference = strategies.prefer_mix(options, candidates.keys, candidates.joined, seed, options.memory_limit)
     elif options.strategy == "dsir":
         preference = strategies.prefer_dsir(options, candidates.keys, candidates.weighed, seed)
     else:
@@ -344,23 +376,6 @@ def _asked(options: SelectOptions, preference: Preference, budget: Budget) -> As
         targets=(budget.targets if fills else budget.available) if by_domain else None,
         quotas=[member.share * budget.amount for member in members] if len(members) > 1 else None,
     )
-
-
-def _settings(options: SelectOptions, preference: Preference, seed: int) -> dict[str, Any]:
-    """The settings that count for the strategy."""
-    drawn = any(member.order.stream is not None for member in preference.members)
-    return {
-        "strategy": options.strategy,
-        "seed": seed if drawn or options.strategy == "mix" else None,
-        "rating": _label(preference) or None,
-        "temperature": options.temperature if options.strategy in ("sample", "mix") else None,
-        "inverse": options.inverse,
-        "normalize": options.normalize if drawn else None,
-        "domain_field": list(options.domain_field) or None,
-        "order": options.order,
-        "order_by": options.order_by or None,
-        "order_temperature": options.order_temperature,
-    }
 
 
 def _label(preference: Preference) -> str:

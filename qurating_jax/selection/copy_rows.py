@@ -17,6 +17,7 @@ from qurating_jax.selection.key_table import KeyTable
 from qurating_jax.selection.ranks import Picks, Ranking
 
 ORDER_KEY = "order_key"
+REMEDY = "as a selection has: select from the annotated documents instead, or rename them"
 
 # Behind the rows on their way: what they are sorted by. Found by position, so that no column of theirs is in the way.
 _SORTED_BY = [pa.field("place", pa.uint64()), pa.field("hash", pa.uint64())]
@@ -24,6 +25,17 @@ _PLAIN = (
     pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string,
     pa.types.is_large_string, pa.types.is_string_view,
 )  # fmt: skip
+
+
+def added_names(*, ranked: bool, by: bool, members: bool) -> list[str]:
+    """Names of the columns that stand beside the source's own.
+
+    Args:
+        ranked: the order is another one than the source's.
+        by: it is that of another rating.
+        members: several members share the selection.
+    """
+    return [KEY, *([MEMBER] if members else []), *([ORDER_KEY] if by else []), *([RANK] if ranked else [])]
 
 
 class RowSource(Protocol):
@@ -123,13 +135,12 @@ class PartRows:
         """
         if not self._keeps_rows:
             return
-        added = [field.name for field in self._added] + ([RANK] if self._ranking.kind != "source" else [])
+        added = added_names(
+            ranked=self._ranking.kind != "source", by=self._ranking.by is not None, members=len(self._members) > 1
+        )
         clash = [name for name in added if name in self._source_schema.names]
         if clash:
-            raise UserError(
-                f"the documents already have a column `{clash[0]}`, as a selection has; select from the annotated "
-                "documents instead, or rename the column"
-            )
+            raise UserError(f"the documents already have columns {', '.join(clash)}; {REMEDY}")
         unfit = [field for field in self._source_schema if json and not _is_plain(field.type)]
         if unfit:
             raise UserError(

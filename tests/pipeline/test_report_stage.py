@@ -65,7 +65,12 @@ def _run(root):
     _annotated(root)
     for number, name in enumerate(("educational_value", "uniform")):
         domains = [{"domain": "<b>web</b>", "target_tokens": 99.5, "selected_tokens": 100}]
-        selection = {"strategy": name, "selected_tokens": 123456, "threshold_key": None, "domains": domains}
+        selection = {
+            "settings": {"strategy": name},
+            "selected_tokens": 123456,
+            "threshold_key": None,
+            "domains": domains,
+        }
         _artifact(root, f"select_{name}", "select", {"num_selected": 5}, files={"selection.json": selection})
         results = {"domains": {"web": LM | {"perplexity": 20.5 + number}, "code": LM}, "all": LM, "context_tokens": 8}
         if name == "uniform":
@@ -133,8 +138,9 @@ def _selection(temperature, names=("books", HOSTILE, "web")):
         asked = Asked(orders=(order,), ratings=("rating",), budget=wanted, targets=targets)
         chosen.append(overlap.chosen_by(table, decision, name=f"other <{len(chosen)}>"))
         explained = explained or explain(table, decision, asked, Scanned(bad_rows={"no object": 4321}))
-    settings = {"strategy": "sample", "temperature": temperature, "domain_field": ["source", "topic"]}
-    return settings | explained | {"overlap": overlap.compare(chosen[0], chosen[1:])}
+    settings = {"strategy": "sample", "temperature": temperature, "budget_fraction": 0.2, "budget_tokens": None}
+    settings |= {"domain_field": ["source", "topic"], "targets": {HOSTILE: 17}, "members": []}
+    return {"settings": settings} | explained | {"overlap": overlap.compare(chosen[0], chosen[1:])}
 
 
 def _sections(root):
@@ -150,7 +156,12 @@ def test_selections_stand_side_by_side(tmp_path, capsys):
     facts = {row[0]: row[1:] for row in sections["Selections"].rows}
     assert sections["Selections"].headings == ("", "cold", "hot")
     assert facts["temperature"] == ("0.25", "4")
-    assert facts["domain field"] == ("source × topic",) * 2
+    assert facts["strategy"] == ("sample",) * 2
+    assert facts["domain field"] == ("source, topic",) * 2
+    assert facts["budget fraction"] == ("0.2",) * 2
+    assert facts["budget tokens"] == (f"{explained['hot']['budget_tokens']:,}",) * 2
+    assert facts["targets"] == (collect._cell(f"{HOSTILE}: 17"),) * 2
+    assert "members" not in facts
     assert facts["rejected: bad row"] == ("4,321",) * 2
     for fact in ("selected_tokens", "kl_from_uniform", "effective_sample_size", "overshoot_tokens"):
         assert facts[fact.replace("_", " ")] == tuple(collect._cell(explained[name][fact]) for name in ("cold", "hot"))
@@ -200,6 +211,7 @@ def test_many_domains_are_cut_and_members_shown(tmp_path):
     "document",
     [
         None, [], {}, {"domains": 5, "overlap": [1], "ratings": "x", "rejected": [1], "members": [1, None]},
+        {"settings": 5}, {"settings": {"strategy": [[1]], "seed": {}}},
         {"domains": [{"domain": None, "share_eligible": "a", "share_selected": {}}], "overlap": {"with": {}},
          "ratings": {"r": {"eligible": {"quantiles": [1], "mean": [2]}}}},
     ],

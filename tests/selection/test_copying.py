@@ -206,7 +206,7 @@ def test_json_lines_name_the_column_of_a_bad_number(tmp_path):
 def test_columns_of_a_selection_are_refused_before_any_work(tmp_path, column, options):
     corpus = samples.documents(60).append_column(column, pa.array([1.0] * 60))
     inputs = samples.inputs_of([corpus])
-    with pytest.raises(UserError, match=f"already have a column `{column}`.*select from the annotated documents"):
+    with pytest.raises(UserError, match=f"already have columns {column};.*select from the annotated documents"):
         _copy(tmp_path, inputs, **options)
     assert not inputs.source.reads
     assert _copy(tmp_path / "ids", inputs, **options, write="ids").finished
