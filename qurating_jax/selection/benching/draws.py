@@ -73,7 +73,8 @@ class Setting:
 
     def column(self, name: str) -> NDArray[Any]:
         """All values of a column, memory-mapped."""
-        return np.load(_path(self.directory, name), mmap_mode="r", allow_pickle=False)[: self.num_documents]
+        mapped = np.load(_path(self.directory, name), mmap_mode="r", allow_pickle=False)
+        return mapped.view(np.ndarray)[: self.num_documents]  # slices of the subclass are slow to make
 
 
 def write(directory: str, num_documents: int, num_domains: int) -> None:
