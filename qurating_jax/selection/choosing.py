@@ -271,6 +271,8 @@ def choose(asked: SelectOptions, candidates: Candidates, seed: int) -> Choice:
         raise UserError(str(error)) from None
     _check_unrated(options, preference, found)
     found["ratings"] = {preference.labels.get(name, name): facts for name, facts in found["ratings"].items()}
+    for row in found["members"]:
+        row["score"] = preference.labels.get(row["score"], row["score"])
     overlap = None
     if options.compare:
         others = [read_chosen(path, name=name) for path, name in zip(options.compare, short_names(options.compare),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,11 +82,13 @@ def combine(
     """
     label = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
     label += f" - {reference}" if reference else ""
-    names = {}
+    names: dict[str, str] = {}
+    recipe: dict[str, Any]
     for name in weights:
         names[name] = name
         if reference:
-            keys, names[name] = derive(keys, {"minus": [name, reference]}, _difference(name, reference))
+            recipe = {"minus": [name, reference]}
+            keys, names[name] = derive(keys, recipe, [name, reference], _difference(name, reference))
         if normalize == "rank":
             keys, names[name] = _rank(keys, names[name], memory_bytes)
     if list(weights.values()) == [1.0]:
@@ -99,21 +101,29 @@ def combine(
     else:
         orders = {name: Order(names[name]) for name in weights}
     recipe = {"sum": [[names[name], weight] for name, weight in weights.items()], "normalize": normalize}
-    keys, score = derive(keys, recipe, _weighted([(orders[name], weight) for name, weight in weights.items()]))
+    parts = [(orders[name], weight) for name, weight in weights.items()]
+    keys, score = derive(keys, recipe, list(names.values()), _weighted(parts))
     return Ratings(keys, score, label, "none" if normalize == "none" else "z")
 
 
 def derive(
-    keys: KeyFiles, recipe: Mapping[str, Any], compute: Callable[[KeyBlock], NDArray[np.float64]]
+    keys: KeyFiles,
+    recipe: Mapping[str, Any],
+    scores: Sequence[str],
+    compute: Callable[[KeyBlock], NDArray[np.float64]],
 ) -> tuple[KeyFiles, str]:
     """The table with a further score, computed part by part and kept beside the key files.
 
     Args:
         keys: the table.
-        recipe: plain values that say, with the table, all that the score depends on; its digest is the score's name.
+        recipe: plain values that say, with the scores, all that the result depends on.
+        scores: names of what is read; those that came from other files count by where they lie, since other files may
+            have a column of the same name.
         compute: the score of a block, float64 [n].
     """
-    name = "score-" + hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    places = {name: keys.added_scores[name].rpartition("/")[2] for name in scores if name in keys.added_scores}
+    identity = json.dumps([recipe, places], sort_keys=True)
+    name = "score-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
     for number in keys.missing_scores(name):
         keys.write_scores(name, number, compute(keys.block(number)))
     return keys if name in keys.score_names else keys.with_scores({name: keys.score_directory(name)}), name
@@ -138,7 +148,7 @@ def _rank(keys: KeyFiles, name: str, memory_bytes: int) -> tuple[KeyFiles, str]:
     ranked = ""
     for number, scale in enumerate(statistics.midranks(keys, name, memory_bytes, passes.num_threads())):
         recipe = {"rank": name, "memory_bytes": memory_bytes, "ranges": number}
-        keys, ranked = derive(keys, recipe, _ranked(name, ranked, scale))
+        keys, ranked = derive(keys, recipe, [name], _ranked(name, ranked, scale))
     return keys, ranked
 
 
