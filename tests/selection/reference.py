@@ -1,9 +1,11 @@
 """The rules of a selection in plain NumPy, everything sorted in memory: what the streaming engine is tested against."""
 
+import itertools
 import math
 from fractions import Fraction
 
 import numpy as np
+import scipy.stats
 
 
 def fill(keys, ties, tokens, wanted):
@@ -82,3 +84,41 @@ def original(keys, tokens, wanted, domains=None):
         if budget:
             chosen[order[: int(np.argmax(np.cumsum(tokens[order]) >= budget)) + 1]] = True
     return chosen
+
+
+def plackett_luce(weights):
+    """The probability of every order of a draw without replacement, all n! of them: {order: probability}."""
+    found = {}
+    for order in itertools.permutations(range(len(weights))):
+        left, probability = sum(weights), 1.0
+        for document in order:
+            probability *= weights[document] / left
+            left -= weights[document]
+        found[order] = probability
+    return found
+
+
+def probabilities(weights, chosen_of):
+    """The probability of every set of documents that `chosen_of(order)` chooses: {frozenset: probability}."""
+    found = {}
+    for order, probability in plackett_luce(weights).items():
+        chosen = frozenset(chosen_of(order))
+        found[chosen] = found.get(chosen, 0.0) + probability
+    return found
+
+
+def p_value(outcomes, expected):
+    """Chi-square test of outcomes against the probabilities of all that are possible; rare ones count together."""
+    assert abs(sum(expected.values()) - 1) < 1e-9
+    counts = dict.fromkeys(expected, 0)
+    for outcome in outcomes:
+        counts[outcome] += 1
+    observed, frequencies = np.array(list(counts.values())), np.array(list(expected.values())) * len(outcomes)
+    order = np.argsort(frequencies)
+    observed, frequencies = observed[order], frequencies[order]
+    few = int(np.searchsorted(np.cumsum(frequencies), 10)) + 1 if frequencies[0] < 5 else 1
+    observed = [observed[:few].sum(), *observed[few:]]
+    frequencies = [frequencies[:few].sum(), *frequencies[few:]]
+    assert len(observed) > 2
+    assert min(frequencies) > 2
+    return float(scipy.stats.chisquare(observed, frequencies).pvalue)
