@@ -31,7 +31,7 @@ def documents_of(file, start, stop):
         return [{"id": document.id, "text": document.text} for document in found]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def texts(real_data):
     """Files of JSON lines with documents of all domains, and with documents of each target, which come later there."""
     files = sorted((real_data / "raw").glob("*.jsonl.zst"))
@@ -41,11 +41,11 @@ def texts(real_data):
     return raw, targets
 
 
-@pytest.fixture(scope="module")
-def weights(texts, tmp_path_factory):
+@pytest.fixture
+def weights(texts, tmp_path):
     """float64 [n] by target, and the lengths of the targets."""
     raw, targets = texts
-    directory = tmp_path_factory.mktemp("ours")
+    directory = tmp_path / "ours"
     files = [put_rows(directory, "raw.jsonl", raw)]
     options = key_cache.ScanOptions(max_rows=40)
     keys = key_cache.prepare(
