@@ -68,7 +68,7 @@ def join(parts: Sequence[Ngrams]) -> Ngrams:
 class NgramHasher:
     """Hashes texts and remembers the buckets of what it has seen.
 
-    Memory: 8 bytes for each of the 2^`pair_bits` slots of pairs, 16 MiB for short words, and about 400 bytes for every
+    Memory: 8 bytes for each of the 2^`pair_bits` slots of pairs, 16 MiB for short words, and about 250 bytes for every
     word that is known; all are forgotten when there are more than `max_words` or 64 MiB of them. For one thread.
     """
 

@@ -15,10 +15,11 @@ def inputs(tmp_path):
 
 def test_both_sides_in_turns(inputs):
     pytest.importorskip("data_selection", reason="data-selection is in the extra `dev`")
-    found = bench.measure(*inputs, num_documents=30, rounds=2, num_workers=(1,))
+    found = bench.contest(*inputs, num_documents=30, rounds=2)
     assert found["documents"] == 30
     assert found["no_peer"] is None
-    for contest in (found["features"], found["weights"]["1"]):
+    for name in ("features", "weights"):
+        contest = found[name]
         assert set(contest["sides"]) == {"ours", "data-selection"}
         for side in contest["sides"].values():
             rates = side["documents_per_wall_second"]
@@ -26,16 +27,16 @@ def test_both_sides_in_turns(inputs):
             median = side["bytes_per_wall_second"]["median"]
             assert median == pytest.approx(rates["median"] * found["bytes"] / 30)
         assert set(contest["ratios"]) == {"wall", "cpu"}
-    assert found["weights"]["1"]["largest_difference"] < 1e-9
+    assert found["largest_difference"] < 1e-9
 
 
 def test_without_a_peer(inputs, monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
-    found = bench.measure(*inputs, num_documents=1000, rounds=1, num_workers=(1,))
+    found = bench.contest(*inputs, num_documents=1000, rounds=1)
     assert "not installed" in found["no_peer"]
     assert found["documents"] == 40
-    assert found["weights"]["1"]["ratios"] == {}
-    assert set(found["weights"]["1"]["sides"]) == {"ours"}
+    assert found["weights"]["ratios"] == {}
+    assert set(found["weights"]["sides"]) == {"ours"}
 
 
 def test_weights_that_differ_are_said():

@@ -28,6 +28,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.selection.dsir import DsirOptions, count_raw, hash_input, read_target, write_weights
 from qurating_jax.selection.source import SelectionSource
 
+_PEER = "data-selection"
 _TOLERANCE = 1e-6  # of weights, relative
 _PARTS_PER_WORKER = 8
 
@@ -60,62 +61,60 @@ def obstacle() -> str | None:
     return None
 
 
-def measure(
-    patterns: Sequence[str],
+def contest(
+    documents: Sequence[str],
     targets: Sequence[str],
     *,
-    num_documents: int,
-    rounds: int,
-    num_workers: Sequence[int] = (1, 2),
+    text_field: str = "text",
+    num_workers: int = 1,
+    rounds: int = 3,
+    num_documents: int = 12_000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Both contests on a random sample.
 
     Args:
-        patterns: the raw documents.
+        documents: the raw documents: paths, globs, directories or hub ids.
         targets: documents of the target; a tenth as many are drawn.
-        num_documents: raw documents at most.
+        text_field: column of the texts of both.
+        num_workers: processes of either side in the contest of weights.
         rounds: turns of each side.
-        num_workers: numbers of processes for the contest of weights.
+        num_documents: raw documents at most.
         seed: of the sample.
 
     Returns:
-        Sizes of the sample; for each contest the rates of either side (median, lowest, highest) and their ratios; why
-        there is no peer, where there is none.
+        `documents` and `bytes` of the sample; `features` and `weights` with the rates of the `sides` (median, lowest,
+        highest) and the `ratios` of their times; `no_peer`: why there is nothing to compare with, or None;
+        `largest_difference` of the weights, relative.
 
     Raises:
         UserError: the two sides' weights differ by more than 1e-6.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        raw = _draw(patterns, num_documents, seed)
+        raw = _draw(documents, text_field, num_documents, seed)
         _write(directory / "raw.jsonl", raw)
-        _write(directory / "target.jsonl", _draw(targets, max(1, num_documents // 10), seed))
+        _write(directory / "target.jsonl", _draw(targets, text_field, max(1, num_documents // 10), seed))
         sample = Sample(tuple(text for _, text in raw), directory)
         num_bytes = sum(len(text.encode()) for text in sample.texts)
-        sides: dict[str, Callable[[], object]] = {"ours": partial(_our_features, sample)}
+        sides: dict[str, dict[str, Callable[[], object]]] = {
+            "features": {"ours": partial(_our_features, sample)},
+            "weights": {"ours": partial(_our_weights, sample, num_workers)},
+        }
         reason = obstacle()
         if reason is None:
-            sides["data-selection"] = partial(_peer_features, sample)
-        found: dict[str, Any] = {
-            "documents": len(sample.texts),
-            "bytes": num_bytes,
-            "no_peer": reason,
-            "features": _contest(sides, rounds, len(sample.texts), num_bytes)[0],
-            "weights": {},
-        }
-        for number in num_workers:
-            sides = {"ours": partial(_our_weights, sample, number)}
-            if reason is None:
-                sides["data-selection"] = partial(_peer_weights, sample, number)
-            measured, results = _contest(sides, rounds, len(sample.texts), num_bytes)
-            found["weights"][str(number)] = measured
-            if reason is None:
-                found["weights"][str(number)]["largest_difference"] = _difference(*results.values())
+            sides["features"][_PEER] = partial(_peer_features, sample)
+            sides["weights"][_PEER] = partial(_peer_weights, sample, num_workers)
+        found: dict[str, Any] = {"documents": len(sample.texts), "bytes": num_bytes, "num_workers": num_workers}
+        found["no_peer"] = reason
+        found["features"], _ = _in_turns(sides["features"], rounds, len(sample.texts), num_bytes)
+        found["weights"], results = _in_turns(sides["weights"], rounds, len(sample.texts), num_bytes)
+        if reason is None:
+            found["largest_difference"] = _difference(results["ours"], results[_PEER])
     return found
 
 
-def _contest(
+def _in_turns(
     sides: Mapping[str, Callable[[], object]], rounds: int, num_documents: int, num_bytes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the sides took, and what they returned last."""
@@ -210,10 +209,11 @@ def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float
     return worst
 
 
-def _draw(patterns: Sequence[str], number: int, seed: int) -> list[tuple[str, str]]:
+def _draw(patterns: Sequence[str], text_field: str, number: int, seed: int) -> list[tuple[str, str]]:
     """Ids and texts of up to so many documents, in their order."""
     with Rejects(None, "error") as rejects:
-        found = [(document.id, document.text) for document in read_documents(find_files(patterns), rejects=rejects)]
+        rows = read_documents(find_files(patterns), text_field=text_field, rejects=rejects)
+        found = [(document.id, document.text) for document in rows]
     if not found:
         raise UserError(f"{', '.join(patterns)[:200]}: no documents")
     chosen = np.random.default_rng(seed).choice(len(found), min(number, len(found)), replace=False)
