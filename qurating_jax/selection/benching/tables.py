@@ -36,3 +36,21 @@ def growth(found: Sequence[dict[str, Any]]) -> "Table":
             cells += [f"{entry[name]['wall_seconds']:.2f}", f"{entry['nanoseconds_per_document'][name]:.1f}"]
         add_row(made, f"{entry['documents']:,}", *cells, f"{entry['peak_bytes'] / 1e6:.0f}")
     return made
+
+
+def dsir(found: dict[str, Any]) -> "Table":
+    """DSIR beside the authors' package."""
+    made = table(
+        f"DSIR, {found['documents']:,} documents, {found['bytes'] / 1e6:.1f} MB, processes: {found['num_workers']}",
+        "", "side", "documents/s", "MB/s", "documents/CPU s", "times by clock", "times by CPU",
+    )  # fmt: skip
+    for contest in ("features", "weights"):
+        ratios = found[contest]["ratios"]
+        for name, side in found[contest]["sides"].items():
+            times = [f"{ratios[clock]['median_of_rounds']:.1f}" for clock in ("wall", "cpu")] if ratios else ["", ""]
+            add_row(
+                made, contest, name, f"{side['documents_per_wall_second']['median']:,.0f}",
+                f"{side['bytes_per_wall_second']['median'] / 1e6:.1f}",
+                f"{side['documents_per_cpu_second']['median']:,.0f}", *(times if name == "ours" else ["", ""]),
+            )  # fmt: skip
+    return made
