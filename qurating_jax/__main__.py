@@ -13,6 +13,7 @@ from difflib import get_close_matches
 
 from qurating_jax import __version__
 from qurating_jax.runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, Incomplete, UsageError, UserError
+from qurating_jax.runtime.terminal import plain
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, rest = _split(argv)
         return _run(name, rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # a full disk, a lost mount, missing rights: the system's own words are the best ones
         if isinstance(error, BrokenPipeError):  # `qurating ... | head`: the reader has seen enough
             sys.stderr.close()
             return EXIT_OK
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)

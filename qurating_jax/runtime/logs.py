@@ -5,7 +5,16 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from qurating_jax.runtime.terminal import plain
+
 _FORMAT = "%(asctime)s %(message)s"
+
+
+class _Formatter(logging.Formatter):
+    """A record is one line, whatever the names in it hold; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain(super().formatMessage(record))
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -24,7 +33,7 @@ def setup() -> None:
     logger = logging.getLogger("qurating_jax")
     if not logger.handlers:
         handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
+        handler.setFormatter(_Formatter(_FORMAT, "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -33,7 +42,7 @@ def setup() -> None:
 def to_file(directory: str) -> logging.Handler:
     """Copies log lines into `directory/log.txt` (appended); remove the returned handler with `stop`."""
     handler = logging.FileHandler(Path(directory) / "log.txt", encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     logging.getLogger("qurating_jax").addHandler(handler)
     return handler
 

@@ -59,7 +59,12 @@ def show(tables: "Iterable[Table]", *lines: str) -> None:
     print("\n".join(printed).encode(encoding, "replace").decode(encoding), end="")
 
 
-def _clean(text: str, characters: int = CELL_CHARACTERS) -> str:
+def plain(text: str) -> str:
     """One line of printable characters: an id may hold what moves the cursor or turns the writing direction."""
-    shown = "".join(character if character.isprintable() else "?" for character in text[: characters + 1])
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _clean(text: str, characters: int = CELL_CHARACTERS) -> str:
+    """`plain`, cut to a length."""
+    shown = plain(text[: characters + 1])
     return shown if len(shown) <= characters else shown[: characters - 3] + "..."
