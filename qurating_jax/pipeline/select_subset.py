@@ -151,7 +151,8 @@ def _sweep(config: Config, inputs: "Inputs", cache: str) -> dict[str, Any]:
         raise UsageError(f"--sweep {config.sweep}: give OPTION=VALUE,VALUE..., as in temperature=0.5,1,2,4")
     plain, first, rows = configs.resolved(config) | {"sweep": ""}, None, []
     for value in values.split(","):
-        setting = configs.decode(Config, plain | {name: value}, where=f"--sweep {name}={value}")
+        option = {name: [value] if isinstance(plain[name], list) else value}
+        setting = configs.decode(Config, plain | option, where=f"--sweep {name}={value}")
         choice = _choose(setting, inputs, cache)
         chosen = chosen_by(choice.keys, choice.decision, name=value)
         first = first or chosen
