@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from qurating_jax.data import documents
 from qurating_jax.data.part_documents import check_columns
+from qurating_jax.data.parts import Parts
 from qurating_jax.data.tokenizer import load_tokenizer
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import manifest, storage
@@ -122,15 +125,15 @@ def selections_among(members: Sequence[str]) -> list[str]:
     return [name for name in members if storage.is_dir(name)]
 
 
-def open_source(options: SelectOptions, files: Sequence[str], keys: KeyFiles) -> SelectionSource:
-    """The rows behind a key table."""
+def open_source(options: SelectOptions, files: Sequence[str], parts: Parts, schema: pa.Schema) -> SelectionSource:
+    """The rows behind a key table; all arguments can be sent to other processes."""
     return SelectionSource(
         files,
-        keys.parts,
+        parts,
         text_field=options.text_field,
         id_field=options.id_field,
         on_bad_row=options.on_bad_row,
-        schema=keys.schema,
+        schema=schema,
     )
 
 
@@ -149,7 +152,7 @@ def open_candidates(options: SelectOptions, inputs: Inputs, cache: str) -> Candi
     )
     elsewhere, fields = _fields(options, inputs)
     keys = prepare(cache, inputs.files, fields, scan, inputs=inputs.digests["documents"])
-    counts, reopen = keys.counts, partial(open_source, options, inputs.files, keys)
+    counts, reopen = keys.counts, partial(open_source, options, inputs.files, keys.parts, keys.schema)
     keys, duplicates = _without_duplicates(options, keys, reopen)
     missing: Mapping[str, int] = {}
     join_scores = partial(join, cache=cache, options=scan, memory_bytes=options.memory_limit)

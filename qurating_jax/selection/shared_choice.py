@@ -55,7 +55,7 @@ def open_inputs(options: SelectOptions, files: Sequence[str], path: str) -> Copy
     where = storage.join(directory, PARTS)
     keys = KeyFiles(directory, Parts.from_json(storage.read_json(where), where=where), id_field=options.id_field)
     keys = keys.with_scores(scores).without(together([read_duplicates(place) for place in duplicates]))
-    return CopyInputs(keys, decision, open_source(options, files, keys))
+    return CopyInputs(keys, decision, open_source(options, files, keys.parts, keys.schema))
 
 
 def _to_json(choice: Choice) -> dict[str, Any]:
