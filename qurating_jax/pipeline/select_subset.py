@@ -50,9 +50,11 @@ class Config(StageConfig, SelectOptions):
 
 def main(config: Config) -> dict[str, Any]:
     """Selects and returns the counts; `selection.json` explains the selection."""
+    from qurating_jax.data.parts import parse_share
     from qurating_jax.selection.choosing import Inputs
 
     require(config, "input", *([] if config.only_looks else ["output"]))
+    parse_share(config.shard)
     inputs = Inputs.find(config.input, config)
     if config.only_looks:
         with _cache(config) as cache:

@@ -72,6 +72,8 @@ class StrategyOptions:
                 raise ValueError(f"--{name} and --strategy {strategy} go together")
         if len(self.members) == 1:
             raise ValueError("--members needs at least two of them")
+        if len(set(self.members)) < len(self.members):
+            raise ValueError("--members names one of them twice")
         if self.target_kl is not None and self.target_mean is not None:
             raise ValueError("--target_kl and --target_mean both say the temperature; give one")
         if (self.target_kl is not None or self.target_mean is not None) and self.strategy != "sample":

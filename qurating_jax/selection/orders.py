@@ -90,6 +90,8 @@ def combine(
             recipe = {"minus": [name, reference]}
             keys, names[name] = derive(keys, recipe, [name, reference], _difference(name, reference))
         if normalize == "rank":
+            if not statistics.moments(keys, names[name], passes.num_threads()).count:
+                raise ValueError(f"no document has a rating in `{name}`")
             keys, names[name] = _rank(keys, names[name], memory_bytes)
     if list(weights.values()) == [1.0]:
         return Ratings(keys, next(iter(names.values())), label, normalize)
