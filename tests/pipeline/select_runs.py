@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import zstandard
 
 from qurating_jax.method import gumbel
 from qurating_jax.pipeline import select_subset
+from qurating_jax.selection.source import SelectionSource
 
 RATING, STYLE, EXPERTISE = "educational_value_average", "writing_style_average", "required_expertise_average"
 NUM = 300
@@ -115,6 +117,24 @@ def read_lines(path):
     """The rows of a file of compressed JSON lines."""
     lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), encoding="utf-8")
     return pa.Table.from_pylist([json.loads(line) for line in lines])
+
+
+def replaced(table, name, values):
+    """The table with other values in a column."""
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def without_reading(monkeypatch, *fields):
+    """From now on reading one of these columns of documents fails; without columns, reading anything."""
+    read = SelectionSource._read
+
+    def refuse(self, number, names, **options):
+        assert fields
+        assert names is not None
+        assert not set(fields) & set(names)
+        return read(self, number, names, **options)
+
+    monkeypatch.setattr(SelectionSource, "_read", refuse)
 
 
 # ---- the rules
@@ -231,6 +251,4 @@ def assert_equal(found, expected):
 
 def approx(values):
     """Equal up to the rounding of means and logarithms."""
-    import pytest
-
     return pytest.approx(values, rel=1e-11, abs=1e-11)

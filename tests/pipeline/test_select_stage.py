@@ -1,3 +1,7 @@
+"""The stage `select` as a user meets it: inputs, budgets, domains, orders, outputs, errors."""
+
+import datetime
+import decimal
 import json
 import math
 import pathlib
@@ -6,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import select_runs as runs
+import tiny_hf
+from select_runs import EXPERTISE, NUM, RATING, STYLE
 
 from qurating_jax import config as configs
 from qurating_jax.__main__ import main as command
@@ -13,313 +20,240 @@ from qurating_jax.method import gumbel
 from qurating_jax.pipeline import select_subset
 from qurating_jax.runtime.errors import UsageError, UserError
 
-RATING = "educational_value_average"
-NUM = 400
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
-def _corpus(num=NUM, seed=0):
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(5, 300, size=num)
-    return pa.table(
-        {
-            "id": [f"doc-{number}" for number in range(num)],
-            "text": [f"text of {number}" for number in range(num)],
-            "domain": [f"domain-{number % 7}" if number % 11 else None for number in range(num)],
-            "length": pa.array(lengths, pa.int32()),
-            RATING: pa.array(rng.normal(2, 3, size=num), pa.float32()),
-            "chunk_lengths": pa.array([[int(length)] for length in lengths], pa.list_(pa.int32())),
-            "meta": [{"source": {"name": f"s{number % 3}"}} for number in range(num)],
-        }
-    )
+@pytest.fixture(scope="module")
+def table():
+    return runs.corpus()
 
 
-def _write(directory, table, num_shards=1):
-    directory.mkdir(parents=True, exist_ok=True)
-    step = math.ceil(len(table) / num_shards)
-    for shard in range(num_shards):
-        pq.write_table(table.slice(shard * step, step), directory / f"in-{shard:03d}.parquet")
-    return str(directory)
+@pytest.fixture(scope="module")
+def source(table, tmp_path_factory):
+    return runs.write(tmp_path_factory.mktemp("source"), table, 3)
 
 
-def _select(tmp_path, name, source, **options):
-    if "budget_fraction" not in options:
-        options.setdefault("budget_tokens", 5000)
-    output = tmp_path / name
-    source = (source,) if isinstance(source, str) else tuple(source)
-    counts = select_subset.main(select_subset.Config(input=source, output=str(output), **options))
-    parts = sorted(output.glob("part-*.parquet"))
-    rows = pa.concat_tables([pq.read_table(part) for part in parts])
-    return counts, rows, pq.read_table(output / "ids.parquet"), json.loads((output / "selection.json").read_text())
+# ---- what is written
 
 
-def test_sampling_end_to_end(tmp_path):
-    corpus = _corpus()
-    counts, rows, ids, explained = _select(tmp_path, "out", _write(tmp_path / "in", corpus, 3), rows_per_shard=10)
-    assert rows.schema.names == [*corpus.schema.names, "selection_key"]
-    assert rows.drop_columns("selection_key").schema.types == corpus.schema.types
-    # All documents stand in ids.parquet in input order; the parts are exactly its selected rows, unchanged.
-    assert ids["id"].to_pylist() == corpus["id"].to_pylist()
-    assert ids["tokens"].to_pylist() == corpus["length"].to_pylist()
-    assert rows.drop_columns("selection_key").equals(corpus.filter(ids["selected"]))
-    assert rows["selection_key"].equals(ids.filter(ids["selected"])["selection_key"])
-    # Keys by an independent formula.
-    ratings = corpus[RATING].to_numpy().astype(np.float64)
-    noise = gumbel.gumbel_noise(gumbel.hash_ids(corpus["id"].to_pylist()), gumbel.noise_stream(0, "selection"))
-    keys = (ratings - ratings.mean()) / ratings.std() / 2.0 + noise
-    assert ids["selection_key"].to_numpy() == pytest.approx(keys, rel=1e-12)
-    # The budget is reached in key order, by the last document.
-    order = np.argsort(-keys)
-    reached = np.cumsum(corpus["length"].to_numpy()[order])
-    last = int(np.argmax(reached >= 5000))
-    assert set(np.flatnonzero(ids["selected"].to_numpy())) == set(order[: last + 1].tolist())
-    assert explained["selected_tokens"] == int(reached[last]) == counts["selected_tokens"]
-    assert explained["threshold_key"] == pytest.approx(keys[order[last]], rel=1e-12)
-    assert explained["mean_rating_eligible"] == pytest.approx(ratings.mean())
-    assert explained["mean_rating_selected"] == pytest.approx(ratings[order[: last + 1]].mean())
-    assert 1 < explained["effective_sample_size"] < NUM
-    assert counts["num_selected"] + counts["num_rejected"] == counts["num_documents"] == NUM
-    assert counts["num_shards"] == math.ceil(len(rows) / 10) == len(list((tmp_path / "out").glob("part-*")))
+def test_rows_are_the_source_rows_of_many_types(tmp_path, table, source):
+    day = datetime.datetime(2024, 1, 2, 3, 4, 5, 678)
+    added = {
+        "when": pa.array([day] * NUM, pa.timestamp("us", tz="UTC")),
+        "bytes": pa.array([bytes([number % 256]) for number in range(NUM)], pa.binary()),
+        "price": pa.array([decimal.Decimal(number) / 100 for number in range(NUM)], pa.decimal128(12, 2)),
+        "small": pa.array([number % 200 if number % 3 else None for number in range(NUM)], pa.uint8()),
+        "large": pa.array(["y" * (number % 5) for number in range(NUM)], pa.large_string()),
+        "flag": pa.array([number % 2 == 0 for number in range(NUM)]),
+        "deep": pa.array([[{"a": [number, None]}] * (number % 3) for number in range(NUM)]),
+        "nothing": pa.nulls(NUM),
+    }
+    whole = pa.table({**{name: table[name] for name in table.column_names}, **added})
+    found = runs.select(tmp_path / "out", runs.write(tmp_path / "in", whole, 3), rows_per_shard=10, rows_per_part=70)
+    assert found.rows.schema.names == [*whole.schema.names, "selection_key"]
+    chosen = [name in set(found.chosen) for name in table["id"].to_pylist()]
+    runs.assert_equal(found.rows.drop_columns(["selection_key"]), whole.filter(pa.array(chosen)))
+    sizes = [pq.read_metadata(path).num_rows for path in sorted(found.output.glob("part-*"))]
+    assert sizes == [10] * (len(found.rows) // 10) + [len(found.rows) % 10] * (len(found.rows) % 10 > 0)
+    assert found.counts["num_shards"] == len(sizes) > 1
+    assert {path.name for path in found.output.iterdir()} == {
+        "manifest.json", "run.json", "config.yaml", "log.txt", "decision.json", "selection.json", "ids.parquet",
+        *(f"part-{number:05d}.parquet" for number in range(len(sizes))),
+    }  # fmt: skip
+    # The further columns do not take part in the choice.
+    assert found.ids.equals(runs.select(tmp_path / "plain", source).ids)
 
 
-@pytest.mark.parametrize("domain_field", ["", "domain"])
-def test_shards_and_their_order_change_nothing(tmp_path, domain_field):
-    corpus = _corpus()
-    reversed_rows = corpus.take(list(range(NUM))[::-1])
-    options = {"domain_field": domain_field, "budget_fraction": 0.2}
-    _, _, once, _ = _select(tmp_path, "a", _write(tmp_path / "one", corpus, 1), **options)
-    seven = _write(tmp_path / "seven", corpus, 7)
-    _, _, turned, _ = _select(tmp_path, "b", [f"{seven}/in-00{i}.parquet" for i in (5, 2, 6, 0, 1, 4, 3)], **options)
-    _, _, backwards, _ = _select(tmp_path, "c", _write(tmp_path / "back", reversed_rows, 2), **options)
-    assert once.sort_by("id").equals(turned.sort_by("id"))
-    assert once.sort_by("id").equals(backwards.sort_by("id"))
-
-
-def test_other_seed_other_sample_same_seed_same_files(tmp_path):
-    source = _write(tmp_path / "in", _corpus())
-    chosen = [
-        _select(tmp_path, name, source, seed=seed)[2]["selected"] for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert chosen[0] == chosen[1]
-    assert chosen[0] != chosen[2]
+def test_equal_runs_leave_equal_files_and_seeds_differ(tmp_path, source):
+    found = [runs.select(tmp_path / name, source, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     for file in ("part-00000.parquet", "ids.parquet", "selection.json", "run.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert found[0].chosen != found[2].chosen
+    assert 1 - len(set(found[0].chosen) & set(found[2].chosen)) / len(found[0].chosen) > 0.3
 
 
-def test_top_k_is_the_order_of_the_ratings(tmp_path):
-    corpus = _corpus()
-    source = _write(tmp_path / "in", corpus)
-    ratings = corpus[RATING].to_numpy()
-    for name, options in (
-        ("top", {}),
-        ("bottom", {"inverse": True}),
-        ("raw", {"normalize": False}),
-        ("seed", {"seed": 5}),
-    ):
-        _, _, ids, explained = _select(tmp_path, name, source, strategy="top_k", **options)
-        selected = ids["selected"].to_numpy()
-        if name == "bottom":
-            assert ratings[selected].max() < ratings[~selected].min()
-        else:
-            assert ratings[selected].min() > ratings[~selected].max()
-        assert explained["effective_sample_size"] is None
-        assert explained["seed"] is None
-    assert explained["temperature"] is None
+def test_ids_alone(tmp_path, source, monkeypatch):
+    rows = runs.select(tmp_path / "rows", source, domain_field=("domain",))
+    runs.without_reading(monkeypatch, "text", "chunk_lengths", "meta")
+    ids = runs.select(tmp_path / "ids", source, domain_field=("domain",), write="ids")
+    assert ids.rows is None
+    assert not list(ids.output.glob("part-*"))
+    assert ids.ids.equals(rows.ids)
+    assert ids.explained == rows.explained
+    assert ids.ids.schema.names == ["id", "tokens", "domain", "selection_key", "selection_rank"]
+    assert ids.counts == rows.counts | {"num_shards": 0}
 
 
-def test_the_inverse_sample_is_the_mirror_not_minus_gumbel(tmp_path):
-    """The original took the smallest noisy keys: mean -0.871 instead of -0.465 at temperature 2 on a normal corpus."""
-    num = 20_000
-    ratings = np.random.default_rng(7).normal(size=num)
-    corpus = pa.table({"id": [str(i) for i in range(num)], "length": [1] * num, RATING: ratings, "text": ["x"] * num})
-    source = _write(tmp_path / "in", corpus)
-    means = {}
-    for inverse in (False, True):
-        _, _, _, explained = _select(tmp_path, str(inverse), source, inverse=inverse, budget_fraction=0.115)
-        means[inverse] = explained["mean_rating_selected"]
-    assert means[False] == pytest.approx(0.465, abs=0.06)
-    assert means[True] == pytest.approx(-0.465, abs=0.06)
-
-
-def test_uniform_reads_no_rating(tmp_path):
-    corpus = _corpus()
-    nulls = pa.array([None] * NUM, pa.float32())
-    rated = _write(tmp_path / "rated", corpus)
-    bare = _write(tmp_path / "bare", corpus.drop_columns(RATING))
-    null = _write(tmp_path / "null", corpus.set_column(4, RATING, nulls))
-    found = {name: _select(tmp_path, f"{name}-out", source, strategy="uniform") for name, source in
-             (("rated", rated), ("bare", bare), ("null", null))}  # fmt: skip
-    keys = [ids["selection_key"].to_pylist() for _, _, ids, _ in found.values()]
-    assert keys[0] == keys[1] == keys[2]
-    assert (
-        keys[0]
-        == gumbel.gumbel_noise(gumbel.hash_ids(corpus["id"].to_pylist()), gumbel.noise_stream(0, "selection")).tolist()
-    )
-    assert found["rated"][3]["mean_rating_selected"] is not None
-    assert found["bare"][3]["mean_rating_selected"] is None
-    assert found["bare"][3]["num_null_ratings"] is None
-    assert found["null"][3]["num_null_ratings"] == NUM
-    assert found["rated"][3]["effective_sample_size"] == pytest.approx(NUM)
-
-
-def test_null_nan_and_empty_documents_are_counted_and_never_selected(tmp_path):
-    corpus = _corpus()
-    ratings, lengths = corpus[RATING].to_pylist(), corpus["length"].to_pylist()
-    ratings[3], ratings[4], lengths[5], ratings[6], lengths[6] = None, math.nan, 0, None, 0
-    corpus = corpus.set_column(4, RATING, pa.array(ratings, pa.float32()))
-    corpus = corpus.set_column(3, "length", pa.array(lengths, pa.int32()))
-    source = _write(tmp_path / "in", corpus)
-    total = sum(length for number, length in enumerate(lengths) if number not in (3, 4, 5, 6))
-    counts, rows, ids, explained = _select(tmp_path, "all", source, budget_fraction=1.0)
-    assert explained["eligible_tokens"] == explained["selected_tokens"] == total
-    assert (counts["num_null_ratings"], counts["num_zero_token_documents"], counts["num_rejected"]) == (3, 2, 4)
-    assert [i for i, chosen in enumerate(ids["selected"].to_pylist()) if not chosen] == [3, 4, 5, 6]
-    assert [i for i, key in enumerate(ids["selection_key"].to_pylist()) if key is None] == [3, 4, 5, 6]
-    assert rows["selection_key"].null_count == 0
-    with pytest.raises(UserError, match="3 documents have no rating"):
-        _select(tmp_path, "error", source, on_null_rating="error")
-    assert not (tmp_path / "error").exists()
-
-
-def test_growing_budgets_are_nested_and_domains_keep_their_share(tmp_path):
-    source = _write(tmp_path / "in", _corpus())
-    before = set()
-    for tokens in (100, 1000, 5000, 20_000):
-        _, rows, _, _ = _select(tmp_path, f"n{tokens}", source, budget_tokens=tokens)
-        assert before < set(rows["id"].to_pylist())
-        before = set(rows["id"].to_pylist())
-    _, rows, ids, explained = _select(tmp_path, "domains", source, budget_tokens=9000, domain_field="domain")
-    assert 0 <= explained["overshoot_tokens"] < 300
-    assert explained["threshold_key"] is None
-    assert [row["domain"] for row in explained["domains"]] == [f"domain-{i}" for i in range(7)] + ["unknown"]
-    assert sum(row["target_tokens"] for row in explained["domains"]) == pytest.approx(9000)
-    for row in explained["domains"]:
-        members = [r for r in ids.to_pylist() if r["domain"] == row["domain"]]
-        assert row["selected_tokens"] == sum(r["tokens"] for r in members if r["selected"])
-        assert row["eligible_tokens"] == sum(r["tokens"] for r in members)
-        assert row["num_documents"] == len(members)
-        assert abs(row["selected_tokens"] - row["target_tokens"]) < 300
-        assert row["threshold_key"] == min(r["selection_key"] for r in members if r["selected"])
-
-
-def test_dotted_domain_and_other_field_names(tmp_path):
-    corpus = _corpus().rename_columns({"id": "name", "length": "num_tokens"})
-    corpus = corpus.append_column("number", pa.array(range(NUM)))
-    options = {"domain_field": "meta.source.name", "id_field": "number", "tokens_field": "num_tokens"}
-    _, _, ids, explained = _select(tmp_path, "out", _write(tmp_path / "in", corpus), **options)
-    assert [row["domain"] for row in explained["domains"]] == ["s0", "s1", "s2"]
-    assert ids["id"].to_pylist() == [str(i) for i in range(NUM)]
-
-
-def test_json_lines_give_the_same_selection_as_parquet(tmp_path):
-    corpus = _corpus()
-    rows = corpus.to_pylist()
+def test_json_lines_in_and_out(tmp_path, table, source):
+    rows = table.to_pylist()
+    for row in rows:  # JSON has no such numbers
+        for name in (RATING, STYLE):
+            row[name] = row[name] if row[name] is not None and math.isfinite(row[name]) else None
     rows[0]["only_here"] = 1.5
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, parts, lines, _ = _select(tmp_path, "a", str(tmp_path / "rows.jsonl"), domain_field="domain")
-    _, _, parquet, _ = _select(tmp_path, "b", _write(tmp_path / "in", corpus), domain_field="domain")
-    assert lines.equals(parquet)
-    assert set(parts.column_names) == {*corpus.column_names, "only_here", "selection_key"}
+    parquet = runs.select(tmp_path / "a", source, domain_field=("domain",), temperature=1.0)
+    options = {"domain_field": ("domain",), "temperature": 1.0, "rows_per_shard": 15, "format": "jsonl.zst"}
+    lines = runs.select(tmp_path / "b", str(tmp_path / "rows.jsonl"), **options)
+    assert lines.chosen == parquet.chosen
+    assert lines.keys == pytest.approx(parquet.keys, rel=1e-6)  # float64 here, float32 there
+    assert lines.counts["num_shards"] == math.ceil(len(lines.rows) / 15)
+    by_id = {row["id"]: row for row in rows}
+    for row in lines.rows.to_pylist():
+        key = row.pop("selection_key")
+        assert row.pop("only_here") == by_id[row["id"]].get("only_here")
+        assert row == {name: value for name, value in by_id[row["id"]].items() if name != "only_here"}
+        assert key in lines.keys
+    # Parquet to JSON lines.
+    plain = runs.write(tmp_path / "finite", pa.Table.from_pylist([{**row, "only_here": None} for row in rows]))
+    again = runs.select(tmp_path / "c", plain, **options)
+    assert again.rows.to_pylist() == lines.rows.to_pylist()
 
 
-def test_a_finished_run_is_not_done_again_and_another_is_refused(tmp_path):
-    source = _write(tmp_path / "in", _corpus())
-    counts, _, _, _ = _select(tmp_path, "out", source)
-    part = tmp_path / "out" / "part-00000.parquet"
-    part.unlink()
-    config = select_subset.Config(input=(source,), output=str(tmp_path / "out"), budget_tokens=5000)
-    assert select_subset.main(config) == counts
-    assert not part.exists()
-    with pytest.raises(UserError, match="budget_tokens was 5000, now 6000"):
-        _select(tmp_path, "out", source, budget_tokens=6000)
+def test_what_json_cannot_hold_is_refused(tmp_path, table):
+    timed = table.append_column("when", pa.array([datetime.datetime(2024, 1, 1)] * NUM))
+    with pytest.raises(UserError, match=r"column `when` is of type timestamp\[us\], which JSON cannot hold"):
+        runs.select(tmp_path / "out", runs.write(tmp_path / "in", timed), format="jsonl.zst")
 
 
-def test_an_interrupted_run_leaves_no_stale_shards(tmp_path, monkeypatch):
-    source = _write(tmp_path / "in", _corpus())
-    _, whole, _, _ = _select(tmp_path, "whole", source, rows_per_shard=10)
-    written = []
-    from qurating_jax.selection import copier
-
-    real = copier.pq.write_table
-
-    def failing(table, where, **options):
-        written.append(where)
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        return real(table, where, **options)
-
-    monkeypatch.setattr(copier.pq, "write_table", failing)
-    with pytest.raises(KeyboardInterrupt):
-        _select(tmp_path, "out", source, rows_per_shard=10)
-    left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"part-00000.parquet", "part-00001.parquet", "run.json"} <= left
-    assert not left & {"part-00002.parquet", "ids.parquet", "selection.json", "manifest.json"}
-    (tmp_path / "out" / "part-00099.parquet").write_bytes(b"left by an interrupted run")
-    monkeypatch.undo()
-    assert _select(tmp_path, "out", source, rows_per_shard=10)[1].equals(whole)
+# ---- orders
 
 
-def _other_text(table, row):
-    """A row of the table with another length: another document under the same id."""
-    return table.slice(row, 1).set_column(3, "length", pa.array([99_999], pa.int32()))
+@pytest.mark.parametrize("order", ["key_descending", "key_ascending", "shuffled"])
+@pytest.mark.parametrize("strategy", ["sample", "top_k"])
+def test_an_order_is_kept_over_all_files(tmp_path, table, source, order, strategy):
+    options = {"strategy": strategy, "rating": EXPERTISE, "seed": 3}
+    plain = runs.select(tmp_path / "plain", source, **options)
+    found = runs.select(tmp_path / "out", source, order=order, rows_per_shard=7, rows_per_part=50, **options)
+    keys, hashes = plain.keys, gumbel.hash_ids(plain.chosen)
+    if order == "shuffled":
+        stream = gumbel.noise_stream(3, "order of the selection")
+        expected = np.argsort(gumbel.uniform_bits(hashes, stream))
+        assert abs(np.corrcoef(expected, np.arange(len(keys)))[0, 1]) < 0.7
+    else:
+        expected = np.lexsort((hashes, keys if order == "key_ascending" else -keys))  # ties by hash, either way
+    assert found.chosen == [plain.chosen[place] for place in expected]
+    assert found.rows["id"].to_pylist() == found.chosen
+    assert found.rows["selection_rank"].to_pylist() == list(range(len(keys)))
+    assert found.rows["selection_key"].to_pylist() == found.keys.tolist() == keys[expected].tolist()
+    assert found.rows.schema.names == [*table.schema.names, "selection_key", "selection_rank"]
+    assert found.counts["num_shards"] == math.ceil(len(keys) / 7)
+    assert set(found.explained["rejected"].items()) == set(plain.explained["rejected"].items())
 
 
-def test_repeated_documents_count_once_where_asked_for(tmp_path):
-    alone = _write(tmp_path / "alone", _corpus())
-    repeated = pa.concat_tables([_corpus(), _corpus().slice(3, 5), _corpus().slice(4, 2)])
-    twice = _write(tmp_path / "twice", repeated, 3)
-    counts, table, *_ = _select(tmp_path, "a", alone)
-    counts_twice, table_twice, *_ = _select(tmp_path, "b", twice, on_duplicate_id="drop")
-    assert sorted(table["id"].to_pylist()) == sorted(table_twice["id"].to_pylist())
-    assert counts_twice["num_duplicates"] == 7
-    assert counts_twice["num_documents"] == counts["num_documents"] + 7
-    assert counts_twice["selected_tokens"] == counts["selected_tokens"]
+@pytest.mark.parametrize("order", ["key_ascending", "key_descending"])
+@pytest.mark.parametrize("temperature", [2.0, None])
+def test_the_curriculum_orders_another_selection_by_a_rating(tmp_path, table, source, order, temperature):
+    plain = runs.select(tmp_path / "plain", source, strategy="uniform")
+    options = {"order": order, "order_by": RATING, "order_temperature": temperature, "rows_per_shard": 8}
+    found = runs.select(tmp_path / "out", source, strategy="uniform", **options)
+    assert set(found.chosen) == set(plain.chosen)
+    ratings = runs.column(table, RATING)
+    if temperature is None:
+        keys = ratings
+    else:  # exactly the keys of the sample by that rating
+        keys = runs.z(ratings, runs.tokens(table) > 0) / temperature + runs.noise(table, f"sample {RATING}")
+        sample = runs.select(tmp_path / "sample", source, temperature=temperature, budget_fraction=1.0)
+        assert sample.keys == runs.approx(np.sort(keys[(runs.tokens(table) > 0) & ~np.isnan(keys)])[::-1])
+    rows = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    chosen = np.array([rows[name] for name in found.chosen])
+    rated = chosen[~np.isnan(keys[chosen])]
+    steps = np.diff(keys[rated])
+    assert (steps >= 0).all() if order == "key_ascending" else (steps <= 0).all()
+    # Those without the rating come last, whichever the direction, and are counted.
+    assert np.isnan(keys[chosen[len(rated) :]]).all()
+    assert found.explained["num_last"] == len(chosen) - len(rated) > 0
+    assert found.rows["id"].to_pylist() == found.chosen
+    order_keys = [math.nan if key is None else key for key in found.rows["order_key"].to_pylist()]
+    assert order_keys == pytest.approx(keys[chosen].tolist(), rel=1e-11, nan_ok=True)
+    # The selection's own keys are what they were.
+    own = dict(zip(plain.chosen, plain.keys, strict=True))
+    assert [own[name] for name in found.chosen] == found.keys.tolist()
+
+
+# ---- budgets
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "message"),
+    ("options", "budget"),
     [
-        (lambda t: pa.concat_tables([t, t.slice(7, 1)]), {}, "1 documents repeat an id \\(`doc-7`\\)"),
-        (lambda t: pa.concat_tables([t, _other_text(t, 7)]), {"on_duplicate_id": "drop"}, "two different documents"),
-        (lambda t: t, {"budget_tokens": 10**9}, "budget of 1,000,000,000 tokens is more than"),
-        (lambda t: t, {"rating": "writing_style_average"}, "no column `writing_style_average`"),
-        (lambda t: t, {"tokens_field": "num_tokens"}, "no column `num_tokens`"),
-        (lambda t: t, {"domain_field": "meta.nothing"}, "no column `meta.nothing`"),
-        (lambda t: t, {"rating": "text"}, "holds string, not ratings"),
-        (lambda t: t, {"tokens_field": RATING}, "not token counts"),
-        (lambda t: t, {"domain_field": RATING}, "not strings or integers"),
-        (lambda t: t.set_column(0, "id", pa.array([None] * NUM, pa.string())), {}, "400 documents have no `id`"),
-        (lambda t: t.set_column(3, "length", pa.array([None] * NUM, pa.int32())), {}, "no token count"),
-        (lambda t: t.set_column(3, "length", pa.array([-1] * NUM, pa.int32())), {}, "`doc-0` has -1 tokens"),
-        (lambda t: t.set_column(3, "length", pa.array([0] * NUM, pa.int32())), {}, "none of 400 documents"),
-        (lambda t: t.set_column(4, RATING, pa.array([1.0] * NUM)), {}, "all ratings are equal"),
-        (lambda t: t.set_column(4, RATING, pa.array([math.inf] * NUM)), {}, "a rating is infinite"),
-        (lambda t: t.append_column("selection_key", t[RATING]), {}, "they are a selection"),
-        (lambda t: t.slice(0, 0), {}, "no documents|empty"),
+        ({"budget_tokens": 1}, 1),
+        ({"budget_tokens": 20_000}, 20_000),
+        ({"budget_tokens": 20_000, "num_epochs": 3}, 6667),
+        ({"budget_fraction": 0.1}, 0.1),
+        ({"budget_fraction": 1.0}, 1.0),
+        ({"budget_fraction": 0.5, "num_epochs": 4}, 0.125),
+        ({"budget_documents": 17}, 17),
+        ({"budget_documents": 17, "num_epochs": 2}, 9),
+        ({"budget_tokens": 10**9, "allow_all": True}, 1.0),
+        ({"budget_documents": 10**9, "allow_all": True}, 1.0),
+        ({"budget_tokens": 10**5, "num_epochs": 10}, 10_000),
     ],
-)  # fmt: skip
-def test_refused_before_anything_is_written(tmp_path, change, options, message):
-    source = _write(tmp_path / "in", change(_corpus()))
-    with pytest.raises(UserError, match=message):
-        _select(tmp_path, "out", source, **options)
-    assert not (tmp_path / "out").exists()
+)
+@pytest.mark.parametrize("domain_field", [(), ("domain",)])
+def test_budgets(tmp_path, table, source, options, budget, domain_field):
+    keys = runs.z(runs.column(table, RATING), runs.tokens(table) > 0) / 2 + runs.noise(table, f"sample {RATING}")
+    order = runs.decreasing(table, keys)
+    documents = "budget_documents" in options
+    weights = np.ones(NUM, np.int64) if documents else runs.tokens(table)
+    total = int(weights[order].sum())
+    if isinstance(budget, float):
+        share = options.get("budget_fraction", 1.0)
+        budget = math.ceil(max(1, round(share * total)) / options.get("num_epochs", 1))
+    if domain_field:
+        rows = runs.reach_by_domain(table, keys, weights, runs.proportional(table, keys, weights, budget))
+    else:
+        rows = runs.first_to_reach(order, weights, budget)
+    found = runs.select(tmp_path / "out", source, domain_field=domain_field, **options)
+    runs.assert_selected(found, table, rows, keys)
+    unit, other = ("documents", "tokens") if documents else ("tokens", "documents")
+    explained = found.explained
+    assert explained[f"budget_{unit}"] == budget
+    assert explained[f"overshoot_{unit}"] == weights[rows].sum() - budget >= 0
+    assert explained[f"budget_{other}"] is explained[f"overshoot_{other}"] is None
+    assert explained[f"overshoot_{unit}"] < (1 if documents else 300)
 
 
-def test_files_whose_columns_do_not_fit(tmp_path):
-    source = _write(tmp_path / "in", _corpus(), 2)
-    pq.write_table(_corpus().set_column(4, RATING, pa.array(["x"] * NUM)), tmp_path / "in" / "in-002.parquet")
-    with pytest.raises(UserError, match=r"in-002\.parquet: its columns do not fit"):
-        _select(tmp_path, "out", source)
-    (tmp_path / "in" / "in-002.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(UserError, match=r"in-002\.parquet: not a readable Parquet file"):
-        _select(tmp_path, "out", source)
+@pytest.mark.parametrize("options", [{"budget_tokens": 10**9}, {"budget_documents": NUM}])
+def test_a_budget_above_the_corpus(tmp_path, source, options):
+    amount = next(iter(options.values()))
+    with pytest.raises(UserError, match=f"the budget of {amount:,} .* is more than the .* --allow_all to select all"):
+        runs.select(tmp_path / "out", source, **options)
 
 
-def test_dry_run_decides_and_writes_nothing(tmp_path):
-    source = _write(tmp_path / "in", _corpus())
-    config = select_subset.Config(input=(source,), output=str(tmp_path / "out"), budget_tokens=5000, dry_run=True)
-    plan = select_subset.main(config)
-    assert not (tmp_path / "out").exists()
-    assert plan.items() <= _select(tmp_path, "out", source)[0].items()
+def test_growing_budgets_are_nested(tmp_path, source):
+    before = []
+    for tokens in (100, 1000, 5000, 20_000):
+        found = runs.select(tmp_path / str(tokens), source, budget_tokens=tokens, write="ids")
+        assert found.chosen[: len(before)] == before
+        assert len(found.chosen) > len(before)
+        before = found.chosen
+
+
+def test_tokens_counted_by_a_tokenizer(tmp_path, table):
+    tokenizer = tiny_hf.make_tokenizer(tmp_path / "tokenizer")
+    place = str(tmp_path / "tokenizer")
+    bare = runs.write(tmp_path / "bare", table.drop_columns(["length"]), 2)
+    lengths = [len(ids) for ids in tokenizer.encode(table["text"].to_pylist())]
+    counted = runs.replaced(table, "length", pa.array(lengths, pa.int32()))
+    options = {"budget_tokens": 800, "domain_field": ("domain",)}
+    found = runs.select(tmp_path / "out", bare, tokenizer=place, **options)
+    expected = runs.select(tmp_path / "expected", runs.write(tmp_path / "counted", counted), **options)
+    assert found.ids.equals(expected.ids)
+    assert found.explained["settings"]["tokens_field"] is None
+    runs.assert_equal(found.rows, expected.rows.drop_columns(["length"]))
+    # A column of counts is not read where there is a tokenizer; another tokenizer is another run.
+    both = runs.select(tmp_path / "both", runs.write(tmp_path / "wrong", table), tokenizer=place, **options)
+    assert both.ids.equals(found.ids)
+    other = tmp_path / "other"
+    other.mkdir()
+    content = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][:10]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"holds another run.*tokenizer was"):
+        runs.select(tmp_path / "out", bare, tokenizer=str(other), **options)
+
+
+# ---- the command
 
 
 @pytest.mark.parametrize(
@@ -327,12 +261,33 @@ def test_dry_run_decides_and_writes_nothing(tmp_path):
     [
         ("--budget_tokens 5 --temperature 0", "use --strategy top_k"),
         ("--budget_tokens 5 --temperature=-1", "temperature above 0"),
-        ("", "exactly one of --budget_tokens and --budget_fraction"),
+        ("--budget_tokens 5 --temperature nan", "`temperature` is a finite number"),
+        ("--budget_tokens 5 --strategy mix --members a b --temperature 0", "use --strategy top_k"),
+        ("", "exactly one of --budget_tokens, --budget_fraction and --budget_documents"),
         ("--budget_tokens 5 --budget_fraction 0.5", "exactly one"),
         ("--budget_fraction 1.5", "is not a share"),
+        ("--budget_fraction 0", "exactly one of"),
         ("--budget_tokens 0", "selects nothing"),
+        ("--budget_documents=-3", "selects nothing"),
+        ("--budget_tokens 5 --num_epochs 0", "selects nothing"),
         ("--budget_tokens 5 --strategy uniform --inverse", "no meaning"),
         ("--budget_tokens 5 --strategy softmax", "softmax"),
+        ("--budget_tokens 5 --domain_targets a=1", "need --domain_field"),
+        ("--budget_tokens 5 --domain_field a --domain_targets a", "give NAME=NUMBER"),
+        ("--budget_tokens 5 --domain_field a a", "twice"),
+        ("--budget_tokens 5 --rating a=x", "'x' is no number"),
+        ("--strategy threshold", "--threshold and --strategy threshold go together"),
+        ("--strategy threshold --threshold 3 --budget_tokens 5", "takes no budget"),
+        ("--strategy percentile --percentile 101", "not within 0 and 100"),
+        ("--strategy fraction --fraction 0", "is no share"),
+        ("--strategy dsir --budget_tokens 5", "--targets and --strategy dsir go together"),
+        ("--strategy mix --budget_tokens 5 --members a", "at least two"),
+        ("--strategy mix --budget_tokens 5 --members a b a", "names one of them twice"),
+        ("--budget_tokens 5 --order_by a", "goes with --order key_ascending or key_descending"),
+        ("--budget_tokens 5 --order key_ascending --order_temperature 1", "goes with --order_by"),
+        ("--budget_tokens 5 --target_kl 1 --target_mean 1", "give one"),
+        ("--budget_tokens 5 --strategy top_k --target_kl 1", "go with --strategy sample"),
+        ("--budget_tokens 5 --memory_limit 0", "at least 1"),
     ],
 )
 def test_usage_errors(words, message):
@@ -340,19 +295,33 @@ def test_usage_errors(words, message):
         configs.parse(select_subset.Config, words.split(), prog="qurating select")
 
 
-def test_the_command_and_its_debug_config(tmp_path, capsys):
-    source = _write(tmp_path / "in", _corpus())
-    configs = pathlib.Path(__file__).resolve().parents[2] / "configs" / "select"
+def test_a_wrong_share_is_refused_before_work(tmp_path, source):
+    with pytest.raises(UsageError, match="--shard 5/2 is not i/n"):
+        runs.select(tmp_path / "out", source, shard="5/2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_and_its_configs(tmp_path, source, capsys):
     for name in ("debug", "quickstart_educational_value", "quickstart_uniform"):
-        file = str(configs / f"{name}.yaml")
+        file = str(REPOSITORY / "configs" / "select" / f"{name}.yaml")
         words = ["--input", source, "--output", str(tmp_path / name), "--json"]
         assert command(["select", "--config", file, *words]) == 0
-        counts = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert counts["num_documents"] == NUM
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_documents"] == NUM
 
 
-def test_no_documents_is_one_line(tmp_path):
-    (tmp_path / "in.jsonl").write_text("\n")
-    config = select_subset.Config(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), budget_tokens=5)
-    with pytest.raises(UserError, match=r"in\.jsonl: no documents; there is nothing to select from"):
-        select_subset.main(config)
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/select/*.yaml")), ids=lambda path: path.stem)
+def test_every_config_selects(tmp_path, table, path, capsys):
+    """On a corpus with all the columns of an annotated one; the budget is as large as what there is."""
+    rng = np.random.default_rng(0)
+    annotated = table.append_column("facts_and_trivia_average", pa.array(rng.normal(size=NUM)))
+    (tmp_path / "wiki.jsonl").write_text(json.dumps({"text": "text1 text2"}) + "\n")
+    words = ["--config", str(path), "--input", runs.write(tmp_path / "in", annotated), "--output", str(tmp_path / "o")]
+    content = path.read_text()
+    words += ["--budget_tokens", "4000"] if "budget_tokens" in content else []
+    words += ["--cache", str(tmp_path / "cache")] if "cache:" in content else []
+    if "dsir" in content:
+        words += ["--targets", f"wikipedia={tmp_path / 'wiki.jsonl'}", "--dsir_min_words", "1"]
+    assert command(["select", *words, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < counts["num_selected"] < NUM
+    assert runs.read(tmp_path / "o", counts).rows.num_rows == counts["num_selected"]
