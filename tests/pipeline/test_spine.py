@@ -77,11 +77,22 @@ def test_every_stage_leaves_a_finished_artifact(chain):
 def test_documents_are_neither_lost_nor_invented(chain):
     counts = {name: manifest.read(str(chain / name))["counts"] for name in ("annotate", "select", "tokenize")}
     source = sum(pq.read_metadata(part).num_rows for part in (chain / "corpus" / "train").glob("*.parquet"))
-    ids = pq.read_table(chain / "select" / "ids.parquet")
-    assert counts["annotate"]["documents"] == source == ids.num_rows
-    selected = [row["id"] for row in ids.to_pylist() if row["selected"]]
-    parts = [pq.read_table(part) for part in sorted((chain / "select").glob("part-*.parquet"))]
-    assert [name for part in parts for name in part["id"].to_pylist()] == selected
+    assert counts["annotate"]["documents"] == counts["select"]["num_documents"] == source
+    assert source == counts["select"]["num_selected"] + sum(counts["select"]["rejected"].values())
+    ids = pq.read_table(chain / "select" / "ids.parquet").to_pylist()
+    selected = [row["id"] for row in ids]
+    assert len(selected) == counts["select"]["num_selected"] > 0
+    assert [row["selection_key"] for row in ids] == sorted((row["selection_key"] for row in ids), reverse=True)
+    annotated, copied = (
+        [
+            name
+            for part in sorted((chain / stage).glob("part-*.parquet"))
+            for name in pq.read_table(part)["id"].to_pylist()
+        ]
+        for stage in ("annotate", "select")
+    )
+    assert copied == [name for name in annotated if name in set(selected)]
+    assert len(copied) == len(selected)
     spans = pq.read_table(chain / "tokenize" / "rows.parquet")
     assert set(spans["id"].to_pylist()) == set(selected)
     tokens = counts["tokenize"]
