@@ -212,6 +212,8 @@ def _weigh(
             num_buckets=options.dsir_buckets,
             min_tokens=options.dsir_min_words,
             length_norm=options.dsir_length_norm,
+            pseudo_count=options.dsir_pseudo_count,
+            max_raw_ngrams=options.dsir_raw_ngrams,
         ),
         cache=cache,
         num_workers=options.num_workers,

@@ -42,6 +42,8 @@ class StrategyOptions:
     dsir_buckets: int = option(10_000, "of `dsir`: hash buckets of words and pairs of words")
     dsir_min_words: int = option(100, "of `dsir`: shorter documents are left out")
     dsir_length_norm: bool = option(False, "of `dsir`: divide a document's weight by its number of n-grams")
+    dsir_pseudo_count: float = option(0.0, "of `dsir`: added to every bucket's count (Laplace)")
+    dsir_raw_ngrams: int | None = option(None, "of `dsir`: raw frequencies from a sample of so many n-grams; null: all")
     members: tuple[str, ...] = option((), "of `mix`: rating columns, or directories of selections")
     noise_group: str = option("", "selections of one seed and one group share their noise; empty: each its own")
 

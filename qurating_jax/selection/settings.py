@@ -25,6 +25,8 @@ _OF_STRATEGIES: Mapping[str, Sequence[str]] = {
     "dsir_buckets": ("dsir",),
     "dsir_min_words": ("dsir",),
     "dsir_length_norm": ("dsir",),
+    "dsir_pseudo_count": ("dsir",),
+    "dsir_raw_ngrams": ("dsir",),
     "members": ("mix",),
 }
 _DRAWN = ("uniform", "sample", "dsir", "mix")
