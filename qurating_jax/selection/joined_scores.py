@@ -10,7 +10,7 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def join(
         raise UserError(
             f"column `{clash[0]}` is among the documents' own ratings and in {files[0]} as well; rename one"
         )
-    options = options or ScanOptions()
+    options = replace(options or ScanOptions(), tokenizer="")  # there is nothing to count in these files
     try:
         side = prepare(cache, files, KeyFields(id=id_field, ratings=tuple(columns)), options, inputs=inputs)
     except UserError as error:
