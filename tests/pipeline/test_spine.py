@@ -99,6 +99,17 @@ def test_documents_are_neither_lost_nor_invented(chain):
     assert tokens["tokens"] == tokens["document_tokens"] + len(selected) == sum(spans["num_tokens"].to_pylist())
 
 
+def test_ratings_beside_the_documents_select_as_those_among_them(chain, monkeypatch):
+    monkeypatch.chdir(chain.parents[1])
+    assert _run("annotate", "--write", "sidecar", "--output", "runs/sidecar") == 0
+    beside = ["--input", "runs/debug/corpus/train", "--scores", "runs/sidecar"]
+    for name, options in (("among", []), ("beside", beside)):
+        options += ["--tokenizer", "runs/debug/tokenizer", "--output", f"runs/{name}"]
+        assert _run("select", *options) == 0
+    lists = [(chain.parent / name / "ids.parquet").read_bytes() for name in ("among", "beside")]
+    assert lists[0] == lists[1]
+
+
 def test_annotated_columns_are_the_published_ones(chain):
     table = pq.read_table(sorted((chain / "annotate").glob("part-*.parquet"))[0])
     criteria = manifest.read(str(chain / "annotate"))["counts"]["criteria"]
