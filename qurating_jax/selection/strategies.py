@@ -219,7 +219,9 @@ def decide_by_rating(options: StrategyOptions, preference: Preference, memory_by
         budget = Budget("documents", amount, targets, available)
         return decide(options, preference, budget, 0, memory_bytes), budget
     if options.threshold is not None:
-        rating = options.threshold
+        # In the rating's own precision: what was written as 3.1 is at 3.1, also where it is the float32 next to it.
+        with np.errstate(over="ignore"):
+            rating = float(keys.block(0).scores[order.score].dtype.type(options.threshold))
     else:
         assert options.percentile is not None
         share = options.percentile / 100
@@ -229,7 +231,8 @@ def decide_by_rating(options: StrategyOptions, preference: Preference, memory_by
     decision = cut_at(order, rating * order.scale + order.shift, len(keys.domain_names))
     taken = sum(over(keys, lambda piece: len(decision.pick(piece).rows), passes.num_threads()))
     if not taken:
-        raise UserError(f"no rating in `{preference.ratings.label if preference.ratings else ''}` reaches {rating:g}")
+        bound = rating if options.threshold is None else options.threshold
+        raise UserError(f"no rating in `{preference.ratings.label if preference.ratings else ''}` reaches {bound:g}")
     return decision, Budget("documents", taken, None, available)
 
 

@@ -153,8 +153,8 @@ def _able(block):
 @given(DOCUMENTS, st.lists(st.integers(0, 100), max_size=3), st.integers(-4, 4) | st.floats(-1e6, 1e6), st.booleans())
 def test_a_threshold_is_a_mask(documents, cuts, threshold, inverse):
     block, table = _table(documents, cuts)
-    ratings = block.scores["a"].astype(np.float64)
-    expected = _able(block) & (ratings <= threshold if inverse else ratings >= threshold)
+    ratings, bound = block.scores["a"], np.float32(threshold)
+    expected = _able(block) & (ratings <= bound if inverse else ratings >= bound)
     if not expected.any():
         with pytest.raises(UserError, match=r"no rating in `a` reaches|no document can be selected"):
             _decide_by_rating(table, strategy="threshold", threshold=float(threshold), inverse=inverse)
@@ -162,6 +162,19 @@ def test_a_threshold_is_a_mask(documents, cuts, threshold, inverse):
     decision, budget = _decide_by_rating(table, strategy="threshold", threshold=float(threshold), inverse=inverse)
     assert np.array_equal(_taken(table, decision), expected)
     assert (budget.amount, budget.measure, budget.targets) == (expected.sum(), "documents", None)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_threshold_has_the_precision_of_the_rating(kind):
+    values = np.array([0.1, 3.1, 3.2, 1e30], kind)
+    block = KeyBlock(np.arange(4, dtype=np.uint64), np.ones(4, np.int32), None, {"a": values})
+    for threshold, inverse, expected in (
+        (3.1, False, [0, 1, 1, 1]), (3.1, True, [1, 1, 0, 0]), (0.1, True, [1, 0, 0, 0]), (3.2, False, [0, 0, 1, 1]),
+    ):  # fmt: skip
+        decision, _ = _decide_by_rating(_Table([block]), strategy="threshold", threshold=threshold, inverse=inverse)
+        assert _taken(_Table([block]), decision).tolist() == expected
+    with pytest.raises(UserError, match=r"no rating in `a` reaches 1e\+300"):
+        _decide_by_rating(_Table([block]), strategy="threshold", threshold=1e300)
 
 
 @given(DOCUMENTS, st.lists(st.integers(0, 100), max_size=3), st.floats(0, 100), st.booleans())
