@@ -53,15 +53,16 @@ def _buckets(text, num_buckets):
     return [int(hashlib.sha256(gram.encode()).hexdigest(), 16) % num_buckets for gram in grams]
 
 
-def _frequencies(texts, num_buckets):
+def _counts(texts, num_buckets):
     counts = np.zeros(num_buckets)
     for text in texts:
         np.add.at(counts, _buckets(text, num_buckets), 1)
-    return counts, counts / counts.sum()
+    return counts
 
 
-def _log_weights(texts, target, num_buckets, length_norm=False):
-    raw, wanted = _frequencies(texts, num_buckets)[1], _frequencies(target, num_buckets)[1]
+def _log_weights(texts, target, num_buckets, length_norm=False, pseudo_count=0.0):
+    raw, wanted = (_counts(some, num_buckets) + pseudo_count for some in (texts, target))
+    raw, wanted = raw / raw.sum(), wanted / wanted.sum()
     ratios = np.log(wanted + 1e-8) - np.log(raw + 1e-8)
     grams = [_buckets(text, num_buckets) for text in texts]
     found = np.array([math.fsum(ratios[gram]) for gram in grams])
@@ -74,15 +75,16 @@ def _target(path, numbers, copies=1):
     return texts
 
 
-@pytest.mark.parametrize("length_norm", [False, True])
-def test_dsir_with_one_target(tmp_path, table, source, length_norm):
+@pytest.mark.parametrize(("length_norm", "pseudo_count"), [(False, 0.0), (True, 0.0), (False, 0.5)])
+def test_dsir_with_one_target(tmp_path, table, source, length_norm, pseudo_count):
     target = _target(tmp_path / "wiki.jsonl", range(10))
     options = {"dsir_buckets": 500, "dsir_min_words": 4, "dsir_length_norm": length_norm}
+    options["dsir_pseudo_count"] = pseudo_count
     found = runs.select(
         tmp_path / "out", source, strategy="dsir", targets=(f"wiki={tmp_path / 'wiki.jsonl'}",), **options
     )
     texts = table["text"].to_pylist()
-    weights = _log_weights(texts, target, 500, length_norm)
+    weights = _log_weights(texts, target, 500, length_norm, pseudo_count)
     weights[[len(text.split()) < 4 for text in texts]] = np.nan
     keys = weights + runs.noise(table, "dsir wiki")
     rows = runs.first_to_reach(runs.decreasing(table, keys), runs.tokens(table), runs.BUDGET)
@@ -99,7 +101,7 @@ def test_dsir_with_two_targets(tmp_path, table, source):
     paths = (f"wiki={tmp_path / 'wiki.jsonl'}", f"books={tmp_path / 'b.jsonl'}")
     options = {"strategy": "dsir", "targets": paths, "dsir_buckets": 1000, "dsir_min_words": 1}
     found = runs.select(tmp_path / "out", source, budget_tokens=9000, **options)
-    sizes = {name: int(_frequencies(target, 1000)[0].sum()) for name, target in targets.items()}
+    sizes = {name: int(_counts(target, 1000).sum()) for name, target in targets.items()}
     # One after another, each until all up to it have their part; what is taken is passed over.
     tokens, taken, due = runs.tokens(table), [], Fraction(0)
     owners, keys = {}, np.full(len(table), np.nan)
