@@ -223,12 +223,24 @@ def test_a_mix_of_selections(tmp_path, table, source):
         runs.select(tmp_path / "out", source, strategy="mix", members=members, budget_tokens=9000)
 
 
-def test_members_that_run_out(tmp_path, table, source):
+def _last_turn(names, seed):
+    turns = gumbel.uniform(gumbel.hash_ids(names), gumbel.noise_stream(seed, "turns of members"))
+    return names[int(np.argmax(turns))]
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_members_that_run_out(tmp_path, table, source, last):
+    """Whether they come first or last; what they leave is taken by the others."""
     few = runs.select(tmp_path / "few", source, strategy="top_k", budget_tokens=600)
     members = (str(tmp_path / "few"), RATING)
-    found = runs.select(tmp_path / "out", source, strategy="mix", members=members, budget_tokens=9000)
-    by_name = {row["member"]: row for row in found.explained["members"]}
-    assert by_name[members[0]]["selected_tokens"] <= few.counts["selected_tokens"]
+    seed = next(seed for seed in itertools.count() if _last_turn(members, seed) == members[last])
+    found = runs.select(tmp_path / "out", source, strategy="mix", members=members, budget_tokens=9000, seed=seed)
+    listed = dict(zip(few.chosen, few.keys, strict=True))
+    orders = {
+        members[0]: np.array([listed.get(name, np.nan) for name in table["id"].to_pylist()]),
+        RATING: _z(table, RATING) / 2 + runs.noise(table, f"sample {RATING}", seed),
+    }
+    _assert_mix(found, table, _mixed(table, orders, 9000, seed))
     assert 9000 <= found.counts["selected_tokens"] < 9300
     assert set(few.chosen) <= set(found.chosen)
 
