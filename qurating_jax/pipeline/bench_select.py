@@ -1,8 +1,8 @@
 """How fast documents are drawn here, beside the original's rule and, for DSIR, beside its authors' package.
 
-Parts: `draw` (synthetic documents, in one pool and in domains, both sides in turns), `growth` (more and more of them from
-files that are not in memory) and `dsir` (needs `--documents` and `--targets`; beside the package `data-selection` where
-it is installed). The numbers of a synthetic document take 20 bytes on disk.
+Parts: `draw` (synthetic documents, in one pool and in domains, both sides in turns), `growth` (more and more of them
+from files that are not in memory) and `dsir` (needs `--documents` and `--targets`; beside the package `data-selection`
+where it is installed). The numbers of a synthetic document take 20 bytes on disk.
 """
 
 import dataclasses
