@@ -161,6 +161,8 @@ def open_candidates(options: SelectOptions, inputs: Inputs, cache: str) -> Candi
         keys, found = join_scores(keys, files, elsewhere, inputs=inputs.digests["scores"], id_field=options.id_field)
         log.info("%s documents have scores in %s", f"{found.found:,}", " ".join(options.scores))
         missing = found.missing
+        if options.tokens_field in elsewhere:
+            keys = keys.with_tokens(options.tokens_field)
     joined = {}
     for path in selections_among(options.members):
         ids = [id_list_path(path)]
@@ -175,7 +177,7 @@ def open_candidates(options: SelectOptions, inputs: Inputs, cache: str) -> Candi
         duplicate_texts=sum(found.count for found in duplicates[1:]),
         null_ratings=counts.null_ratings,
         infinite_ratings=counts.infinite_ratings,
-        missing_scores=missing,
+        missing_scores={name: count for name, count in missing.items() if name != options.tokens_field},
         missing_domains=counts.missing_domains,
     )
     return Candidates(keys, scanned, duplicates, joined, sizes)
@@ -186,13 +188,16 @@ def _fields(options: SelectOptions, inputs: Inputs) -> tuple[list[str], KeyField
     wanted = strategies.needed_columns(options, options.order_by, selections_among(options.members))
     files = documents.find_files(options.scores) if options.scores else []
     elsewhere = [name for name in wanted if files and _is_there(name, files)]
+    tokens = "" if options.tokenizer else options.tokens_field
+    if tokens and files and not _is_there(tokens, inputs.files) and _is_there(tokens, files):
+        elsewhere, tokens = [*elsewhere, tokens], ""  # as in what `annotate --write sidecar` wrote
     own = [name for name in wanted if name not in elsewhere]
     if options.strategy == "uniform":  # it only reports its rating
         own = [name for name in own if name == options.order_by or _is_there(name, inputs.files)]
     return elsewhere, KeyFields(
         id=options.id_field,
         text=options.text_field,
-        tokens="" if options.tokenizer else options.tokens_field,
+        tokens=tokens,
         domains=options.domain_field,
         ratings=tuple(own),
         text_hash=options.deduplicate_text,

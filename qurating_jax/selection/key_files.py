@@ -127,6 +127,7 @@ class KeyFiles:
         counts: of all parts.
         domain_names: names of all domains, ascending; one empty name where there is one pool.
         score_names: names of the scores of every block.
+        tokens_from: score that holds the token counts; empty: they were scanned.
     """
 
     def __init__(self, directory: str, parts: Parts, *, id_field: str) -> None:
@@ -172,6 +173,7 @@ class KeyFiles:
         self._renumber = [_renumbering([numbers[name] for name in own]) for own in own_names]
         self._single = {name: all(pa.types.is_float32(kind) for kind in found) for name, found in kinds.items()}
         self._added: dict[str, str] = {}
+        self.tokens_from = ""
         self._excluded: Callable[[int], NDArray[np.int32]] | None = None
         self._blocks: OrderedDict[int, KeyBlock] = OrderedDict()
         self._lock = threading.Lock()
@@ -223,6 +225,12 @@ class KeyFiles:
         """Directories of the scores that `with_scores` added, by name."""
         return dict(self._added)
 
+    def with_tokens(self, score: str) -> Self:
+        """The same table with token counts from a score; a document without it has 0 tokens."""
+        other = self._copy()
+        other.tokens_from = score
+        return other
+
     def without(self, excluded: Callable[[int], NDArray[np.int32]]) -> Self:
         """The same table where the documents at the positions `excluded(part)` have 0 tokens."""
         other = self._copy()
@@ -259,15 +267,25 @@ class KeyFiles:
         if "domain" in batch.schema.names:
             domains, renumber = _values(batch, "domain"), self._renumber[number]
             domains = domains if renumber is None else renumber[domains]
-        if self._excluded is not None and len(positions := self._excluded(number)):
-            tokens = tokens.copy()
-            tokens[positions] = 0
         scores: dict[str, NDArray[np.floating]] = {
             name: _values(batch, _RATING + name).astype(np.float32 if single else np.float64, copy=False)
             for name, single in self._single.items()
         }
         scores |= {name: _read_scores(path, number, batch.num_rows) for name, path in self._added.items()}
+        if self.tokens_from:
+            tokens = _as_tokens(scores[self.tokens_from], self.tokens_from)
+        if self._excluded is not None and len(positions := self._excluded(number)):
+            tokens = tokens.copy()
+            tokens[positions] = 0
         return KeyBlock(_values(batch, "id_hash"), tokens, domains, scores)
+
+
+def _as_tokens(values: NDArray[np.floating], name: str) -> NDArray[np.int32]:
+    counts = np.where(np.isnan(values), 0.0, values)
+    bad = (counts < 0) | (counts > np.iinfo(np.int32).max) | (counts != np.floor(counts))
+    if bad.any():
+        raise UserError(f"joined column `{name}` holds {counts[bad][0]:g}, which is no token count (--tokens_field)")
+    return counts.astype(np.int32)
 
 
 def _describe(path: str) -> tuple[pa.Schema, dict[str, Any]]:

@@ -124,6 +124,8 @@ def derive(
         compute: the score of a block, float64 [n].
     """
     places = {name: keys.added_scores[name].rpartition("/")[2] for name in scores if name in keys.added_scores}
+    if keys.tokens_from:  # which documents count
+        places["tokens"] = keys.added_scores[keys.tokens_from].rpartition("/")[2]
     identity = json.dumps([recipe, places], sort_keys=True)
     name = "score-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
     for number in keys.missing_scores(name):

@@ -49,12 +49,13 @@ def open_inputs(options: SelectOptions, files: Sequence[str], path: str) -> Copy
         directory = str(found["keys"])
         scores = {str(name): storage.join(directory, str(place)) for name, place in found["scores"].items()}
         duplicates = [storage.join(directory, str(name)) for name in found["duplicates"]]
-        decision = Decision.from_json(found["decision"])
+        tokens, decision = str(found["tokens"]), Decision.from_json(found["decision"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise _broken(path) from None
     where = storage.join(directory, PARTS)
     keys = KeyFiles(directory, Parts.from_json(storage.read_json(where), where=where), id_field=options.id_field)
     keys = keys.with_scores(scores).without(together([read_duplicates(place) for place in duplicates]))
+    keys = keys.with_tokens(tokens) if tokens else keys
     return CopyInputs(keys, decision, open_source(options, files, keys.parts, keys.schema))
 
 
@@ -63,6 +64,7 @@ def _to_json(choice: Choice) -> dict[str, Any]:
     return {
         "keys": directory,
         "scores": {name: _name(place) for name, place in choice.keys.added_scores.items()},
+        "tokens": choice.keys.tokens_from,
         "duplicates": [_name(found.path) for found in choice.duplicates],
         "decision": choice.decision.to_json(),
         "ranking": choice.ranking.to_json(),

@@ -287,6 +287,25 @@ def test_scores_beside_documents_as_annotate_writes_them(tmp_path, table, source
     runs.assert_equal(found.rows, own.rows)
 
 
+@pytest.mark.parametrize("options", [{}, {"normalize": "rank"}, {"num_workers": 2, "order": "key_ascending"}])
+def test_token_counts_come_from_the_sidecar_where_documents_have_none(tmp_path, table, options):
+    raw = runs.write(tmp_path / "raw", table.drop_columns(["length", RATING]), 3)
+    runs.write(tmp_path / "sidecar", table.select(["id", "length", RATING]).take(list(range(len(table)))[::-1]), 2)
+    found = runs.select(tmp_path / "out", raw, scores=(str(tmp_path / "sidecar"),), **options)
+    own = runs.select(tmp_path / "own", runs.write(tmp_path / "in", table), **options)
+    assert found.ids.equals(own.ids)
+    for name in ("rejected", "num_selected", "selected_tokens", "eligible_tokens"):
+        assert found.explained[name] == own.explained[name]
+
+
+def test_a_sidecar_of_no_token_counts_is_refused(tmp_path, table):
+    raw = runs.write(tmp_path / "raw", table.drop_columns(["length", RATING]))
+    halves = pa.array([2.5] * len(table))
+    runs.write(tmp_path / "sidecar", table.select(["id", RATING]).append_column("length", halves))
+    with pytest.raises(UserError, match="`length` holds 2.5, which is no token count"):
+        runs.select(tmp_path / "out", raw, scores=(str(tmp_path / "sidecar"),))
+
+
 def test_a_score_that_stands_twice_and_differs(tmp_path, table, source):
     scores = pa.table({"id": ["doc-1", "doc-2", "doc-1"], "new": [1.0, 2.0, 3.0]})
     runs.write(tmp_path / "scores", scores)

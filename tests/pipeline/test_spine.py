@@ -104,7 +104,7 @@ def test_ratings_beside_the_documents_select_as_those_among_them(chain, monkeypa
     assert _run("annotate", "--write", "sidecar", "--output", "runs/sidecar") == 0
     beside = ["--input", "runs/debug/corpus/train", "--scores", "runs/sidecar"]
     for name, options in (("among", []), ("beside", beside)):
-        options += ["--tokenizer", "runs/debug/tokenizer", "--output", f"runs/{name}"]
+        options += ["--output", f"runs/{name}"]
         assert _run("select", *options) == 0
     lists = [(chain.parent / name / "ids.parquet").read_bytes() for name in ("among", "beside")]
     assert lists[0] == lists[1]
