@@ -133,8 +133,17 @@ def copy_selection(job: CopyJob) -> Copied:
         UserError: the source has one of the added columns already, or (JSON lines) one that JSON cannot hold; the input
             is not what the key files were made from; an id is selected twice; the directory cannot be written.
     """
-    if storage.exists(job.path(IDS)):
+    try:
+        left = None if storage.exists(job.path(IDS)) else _copy(job)
+    except UserError:
+        if not storage.exists(job.path(IDS)):  # else another worker has finished, and removed what is read here
+            raise
         return _conclude(job)
+    return left or _conclude(job)
+
+
+def _copy(job: CopyJob) -> Copied | None:
+    """Copies and merges; None where all is there then, else what is known so far."""
     claims = claims_on(job.output)
     with contextlib.closing(job.open_inputs()) as inputs:
         PartRows(inputs, job.ranking, keeps_rows=job.write == "rows").check(json=job.kind == "jsonl.zst")
@@ -146,9 +155,9 @@ def copy_selection(job: CopyJob) -> Copied:
         make_worker = make_own if job.num_workers == 1 else partial(_Copier.open, job)
         with crew(make_worker, job.num_workers) as workers:
             done = _gather_all(job, plan, claims, workers) and (plan.shards is None or _write_all(job, plan, workers))
-    if not done or not _merge_ids(job, plan, claims, members=len(inputs.picks.member_names) > 1):
-        return Copied(False, plan.num_selected, 0 if plan.shards is None else len(plan.shards), plan.num_last)
-    return _conclude(job)
+    if done and _merge_ids(job, plan, claims, members=len(inputs.picks.member_names) > 1):
+        return None
+    return Copied(False, plan.num_selected, 0 if plan.shards is None else len(plan.shards), plan.num_last)
 
 
 def _make_plan(job: CopyJob, inputs: CopyInputs) -> CopyPlan:
@@ -340,11 +349,7 @@ def _merge_ids(job: CopyJob, plan: CopyPlan, claims: Claims | None, *, members: 
             return True
         log.info("copy: merging the lists of ids")
         job.verify()
-        try:
-            _write_ids(job, plan, members)
-        except UserError:
-            if not storage.exists(job.path(IDS)):  # else another worker was faster, and has removed what is read here
-                raise
+        _write_ids(job, plan, members)
     return True
 
 
