@@ -46,15 +46,19 @@ def _judgments(rows):
     return from_averages(groups, groups, [("d", "d")] * len(groups), CRITERIA, averages)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("real")
+
+
 @pytest.fixture
-def rated(real_data, tmp_path_factory):
+def rated(real_data, root):
     """The directory with the rated documents `rated` and the others of some domains, and the rated rows by id."""
-    return _rated(real_data, tmp_path_factory)
+    return _rated(real_data, root)
 
 
 @functools.cache
-def _rated(folder, tmp_path_factory):
-    root = tmp_path_factory.mktemp("real")
+def _rated(folder, root):
     rows = _documents(folder)
     (root / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fit(_judgments(rows), NgramConfig(bits=12, ridge=1.0, num_folds=2)).save(str(root / "rater"))
