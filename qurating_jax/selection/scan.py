@@ -145,7 +145,9 @@ def _digests(values: pa.Array | pa.ChunkedArray, num_bytes: int) -> NDArray[np.u
 def _texts(table: pa.Table, fields: KeyFields) -> pa.ChunkedArray:
     values = columns.find(table, fields.text)
     if values is None:
-        raise _missing(table, fields.text, "text_field")
+        if len(table):
+            raise _missing(table, fields.text, "text_field")
+        values = pa.chunked_array([], pa.string())  # every row of the part was rejected
     if pa.types.is_null(values.type):
         values = values.cast(pa.string())
     if not columns.is_text(values.type):
@@ -162,6 +164,8 @@ def _counted(texts: pa.ChunkedArray, tokenizer: "TextTokenizer") -> NDArray[np.i
 
 
 def _tokens(table: pa.Table, field: str, ids: pa.Array) -> NDArray[np.int32]:
+    if not len(table):  # every row of the part was rejected, and with the rows went their columns
+        return np.zeros(0, np.int32)
     values = columns.find(table, field)
     if values is None:
         raise _missing(table, field, "tokens_field")
@@ -172,8 +176,6 @@ def _tokens(table: pa.Table, field: str, ids: pa.Array) -> NDArray[np.int32]:
         raise UserError(
             f"{values.null_count:,} documents have no token count in `{field}` (--tokens_field), one is `{first}`"
         )
-    if not len(values):
-        return np.zeros(0, np.int32)
     for bound, wrong in (("min", lambda count: count < 0), ("max", lambda count: count > _MAX_TOKENS)):
         count = pc.min_max(values)[bound].as_py()
         if wrong(count):

@@ -117,9 +117,8 @@ class SelectionSource:
             self.close()
             raise
         self.rejected = dict(rejects.reasons)
-        if not pieces:  # every row was rejected
-            empty = pa.schema([(self._id_field, pa.string())])
-            pieces = [("", empty.empty_table(), empty)]
+        if not pieces:  # every row was rejected: nothing is known of their columns
+            pieces = [("", pa.schema([(self._id_field, pa.string())]).empty_table(), pa.schema([]))]
         schema = schema_of([(file, whole) for file, _, whole in pieces], self._id_field)
         target = self.schema or schema_of([(file, table.schema) for file, table, _ in pieces], self._id_field)
         kept = target if names is None else pa.schema([field for field in target if field.name in names])
