@@ -12,6 +12,7 @@ Strategy = Literal[
 Order = Literal["source", "key_ascending", "key_descending", "shuffled"]
 
 _SAMPLED = ("sample", "mix")  # by a temperature
+_LEAST_TEMPERATURE = 1e-100  # keys of ratings over far less are infinite, and order nothing
 _CUT = ("threshold", "percentile", "fraction")  # where a rating ends, not where a budget does
 
 
@@ -49,10 +50,10 @@ class StrategyOptions:
 
     def check_strategy(self) -> None:
         """Raises `ValueError` where options contradict each other."""
-        if self.strategy in _SAMPLED and not self.temperature > 0:
+        if self.strategy in _SAMPLED and not self.temperature >= _LEAST_TEMPERATURE:
             raise ValueError(
                 f"--temperature {self.temperature} samples nothing; use --strategy top_k for the highest ratings, "
-                "--strategy uniform for a random choice, or a temperature above 0"
+                f"--strategy uniform for a random choice, or a temperature above 0 (at least {_LEAST_TEMPERATURE})"
             )
         if self.strategy == "uniform" and self.inverse:
             raise ValueError("--inverse has no meaning with --strategy uniform, which reads no rating")
@@ -180,8 +181,10 @@ class WriteOptions:
             raise ValueError("--order_by goes with --order key_ascending or key_descending")
         if self.order_temperature is not None and not self.order_by:
             raise ValueError("--order_temperature goes with --order_by")
-        if self.order_temperature is not None and not self.order_temperature > 0:
-            raise ValueError("--order_temperature must be above 0; null orders by the rating alone")
+        if self.order_temperature is not None and not self.order_temperature >= _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"--order_temperature must be above 0 (at least {_LEAST_TEMPERATURE}); null orders by the rating alone"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
