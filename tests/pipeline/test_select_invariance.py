@@ -367,6 +367,29 @@ def test_every_row_is_selected_or_rejected_for_one_reason(data):
     )
 
 
+def test_rows_that_are_none_are_counted_in_any_cut(tmp_path):
+    """JSON lines, some of which are no documents, left out by --on_bad_row skip; whole parts of them too."""
+    corpus = _corpus(60).set_column(0, "id", pa.array(range(60)))
+    lines = _jsonl(corpus).splitlines(keepends=True)
+    for place, line in ((0, b"no json\n"), (17, b"[1, 2]\n"), (18, b"5\n"), (63, b"{\n")):
+        lines.insert(place, line)
+    options = {
+        "rating": (STYLE,), "budget_fraction": 0.4, "on_bad_row": "skip", "order": "key_descending",
+        "deduplicate_text": True, "domain_field": ("meta.source",),
+    }  # fmt: skip
+    found = []
+    for name, size, rows_per_part in (("a", 64, 1000), ("b", 17, 5), ("c", 19, 1)):
+        directory = tmp_path / name
+        directory.mkdir()
+        for number, start in enumerate(range(0, 64, size)):
+            (directory / f"{number}.jsonl").write_bytes(b"".join(lines[start : start + size]))
+        found.append(_select(tmp_path / f"out {name}", (str(directory),), **options, rows_per_part=rows_per_part))
+        _same(found[-1], found[0], rows=True)
+    explained = json.loads(found[0]["selection.json"])
+    assert explained["num_documents"] == 64 == explained["num_selected"] + sum(explained["rejected"].values())
+    assert explained["rejected"]["bad_row"] == 4 == sum(explained["bad_rows"].values())
+
+
 def test_two_thousand_domains_in_files(tmp_path):
     rng = np.random.default_rng(0)
     rows = [

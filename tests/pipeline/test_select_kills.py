@@ -289,6 +289,9 @@ def test_a_cache_that_two_selections_fill_at_once(tmp_path, by_key, custom):
         ]
         codes = [_end(process, (0, -signal.SIGKILL)) for process in processes]
     assert codes == [0, 0, 0]
+    killed = (runs.directory / "killed.txt").read_text().split()
+    assert len(killed) == 6
+    assert sum("keys/" in file for file in killed) >= 3
     for name, files in expected.items():
         # Where the key files lay is the one thing that differs.
         _same(runs.left(name) | {"decision.json": files["decision.json"]}, files)

@@ -21,6 +21,7 @@ from qurating_jax.selection.cuts import Draw
 from qurating_jax.selection.decision import Decision, Step
 from qurating_jax.selection.drawing import Drawer, Member, tally
 from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
+from qurating_jax.selection.options import SelectOptions
 from qurating_jax.selection.screen import Screen
 
 CHANCE = 1e-3
@@ -181,10 +182,13 @@ def test_temperatures_without_end():
     block = _random_block(2000, seed=1)
     table = ListTable([block])
     for wanted, inverse in itertools.product((1, 3000, 40_000), (False, True)):
-        cold = _order(table, 5, 1e-9, inverse=inverse)
         best = Order("rating", -1.0 if inverse else 1.0)
-        chosen = [_decision(order, _draw(table, order, [wanted])).taken(block) for order in (cold, best)]
-        assert np.array_equal(*chosen)
+        expected = _decision(best, _draw(table, best, [wanted])).taken(block)
+        for temperature in (1e-6, 1e-100):  # the least that there is
+            cold = _order(table, 5, temperature, inverse=inverse)
+            assert np.array_equal(_decision(cold, _draw(table, cold, [wanted])).taken(block), expected)
+    with pytest.raises(ValueError, match="use --strategy top_k"):
+        SelectOptions(temperature=1e-101).check_strategy()
 
 
 # ---- laws
