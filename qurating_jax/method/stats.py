@@ -11,7 +11,7 @@ from qurating_jax.method import elementary
 
 Floats = NDArray[np.float64]
 
-_BLOCK_BITS = 14
+_BLOCK_BITS = 15
 _BLOCK = 1 << _BLOCK_BITS
 _UNIT_BITS = 1074  # every float64 is a multiple of 2^-1074
 _LARGE = 2.0**900  # values from here on are scaled, so that no grid overflows
@@ -23,10 +23,10 @@ class ExactSum:
     """A sum without rounding: the same for every order and sharding of its values.
 
     A float64 sum depends on the order of its terms in the last bits, and one bit of a mean moves every key of a
-    selection. Here blocks of 2^14 values are cut at a grid (Rump, Ogita and Oishi 2008, "Accurate floating-point
-    summation", error-free extraction): with all |x| <= 2^m and the grid g = 2^(m-37), (1.5 * 2^(m+15) + x) -
-    1.5 * 2^(m+15) is x rounded to a multiple of g and what is left of x is exact. The sum of the multiples is below
-    2^(m+14) = 2^51 g, hence exact whatever the order in which they are added; the rest, at most g / 2, is cut again at
+    selection. Here blocks of 2^15 values are cut at a grid (Rump, Ogita and Oishi 2008, "Accurate floating-point
+    summation", error-free extraction): with all |x| <= 2^m and the grid g = 2^(m-36), (1.5 * 2^(m+16) + x) -
+    1.5 * 2^(m+16) is x rounded to a multiple of g and what is left of x is exact. The sum of the multiples is below
+    2^(m+15) = 2^51 g, hence exact whatever the order in which they are added; the rest, at most g / 2, is cut again at
     a finer grid until nothing is left. Ratings need one or two grids. The sums of blocks are collected in one whole
     number of units 2^-1074.
     """
@@ -211,7 +211,7 @@ def _softmax_moments(logits: np.ndarray) -> SoftmaxMoments:
 
 
 def _block_units(left: Floats, cut: Floats) -> int:
-    """Exact sum of a block of at most 2^14 values in units of 2^-1074; both buffers [n] are overwritten."""
+    """Exact sum of a block of at most 2^15 values in units of 2^-1074; both buffers [n] are overwritten."""
     units = 0
     while (top := max(float(left.max()), -float(left.min()))) != 0.0:
         if not math.isfinite(top):

@@ -29,13 +29,12 @@ class Config(InspectConfig):
     share: float = option(30 / 260, "of the tokens that is selected")
     temperature: float = option(2.0, "of the sample")
     memory_limit: int = option(2 << 30, "our bytes of keys in memory")
-    threads: int = option(0, "of our passes; 0: one per core")
     rounds: int = option(3, "turns of every side")
     directory: str = option("", "where the synthetic numbers go; empty: the system's temporary directory")
     documents: tuple[str, ...] = option((), "documents of the part `dsir`: files, globs, directories")
     targets: tuple[str, ...] = option((), "documents like those wanted")
     text_field: str = option("text", "field of the text")
-    num_workers: int = option(1, "processes of the part `dsir`, of either side")
+    num_workers: int = option(0, "processes of our passes, and of either side of `dsir`; 0: one per core")
 
     def __post_init__(self) -> None:
         if not self.parts or min(self.num_documents, self.num_domains, self.rounds, *self.sizes) < 1:
@@ -87,7 +86,7 @@ def _growth(config: Config) -> list[dict[str, Any]]:
 
 def _setting(config: Config, directory: str) -> Any:
     from qurating_jax.selection.benching.draws import Setting
-    from qurating_jax.selection.passes import num_threads
+    from qurating_jax.selection.passes import num_processes
 
     return Setting(
         directory,
@@ -96,17 +95,18 @@ def _setting(config: Config, directory: str) -> Any:
         config.share,
         config.temperature,
         config.memory_limit,
-        config.threads or num_threads(),
+        config.num_workers or num_processes(),
     )
 
 
 def _dsir(config: Config) -> dict[str, Any]:
     from qurating_jax.selection.benching import dsir
+    from qurating_jax.selection.passes import num_processes
 
     return dsir.contest(
         config.documents,
         config.targets,
         text_field=config.text_field,
-        num_workers=config.num_workers,
+        num_workers=config.num_workers or num_processes(),
         rounds=config.rounds,
     )

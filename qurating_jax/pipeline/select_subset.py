@@ -95,7 +95,6 @@ def _copy(
     from qurating_jax.data.parts import parse_share
     from qurating_jax.selection import show
     from qurating_jax.selection.copying import CopyJob, copy_selection
-    from qurating_jax.selection.passes import num_threads
     from qurating_jax.selection.shared_choice import open_inputs
 
     copied = copy_selection(
@@ -109,7 +108,6 @@ def _copy(
             num_workers=config.num_workers,
             share=parse_share(config.shard),
             memory_bytes=config.memory_limit,
-            threads=num_threads(),
             verify=partial(manifest.verify, run),
         )
     )

@@ -1,6 +1,7 @@
 """Pieces of work on processes of this machine, each of which opens what it needs once."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -77,15 +78,29 @@ def crew(make_worker: Callable[[], Callable[[T], R]], num_workers: int) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
+@functools.cache
+def standing_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Processes for many small pieces of work; they stay as long as this process, and end with it.
+
+    What is submitted must be importable by name, with arguments that can be sent.
+    """
+    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _attend)
+
+
+def _attend() -> None:
+    """In a new process: it ends with its parent, and only then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and says when to end
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
 def _start(make_worker: Callable[[], Callable[[Any], Any]]) -> None:
     """In a new process: its worker is made by the first item, so that an error of it comes back as that item's."""
     global _work
     from qurating_jax.runtime import logs
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and says when to end
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+    _attend()
     logs.setup()
     made: list[Callable[[Any], Any]] = []
 

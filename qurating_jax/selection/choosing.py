@@ -264,7 +264,7 @@ def choose(asked: SelectOptions, candidates: Candidates, seed: int) -> Choice:
     Raises:
         UserError: nothing can be selected, less than the budget, or a document has no rating and that is an error.
     """
-    threads = passes.num_threads()
+    workers = passes.num_processes()
     try:
         options = _with_temperature(asked, candidates, seed)
         preference, decision, budget = _decide(options, candidates, seed)
@@ -275,7 +275,7 @@ def choose(asked: SelectOptions, candidates: Candidates, seed: int) -> Choice:
             _asked(options, preference, budget),
             candidates.scanned,
             drafts=decision.drafts,
-            threads=threads,
+            workers=workers,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -287,7 +287,7 @@ def choose(asked: SelectOptions, candidates: Candidates, seed: int) -> Choice:
     if options.compare:
         others = [read_chosen(path, name=name) for path, name in zip(options.compare, short_names(options.compare),
                                                                      strict=True)]  # fmt: skip
-        overlap = compare(chosen_by(keys, decision, name="this selection", threads=threads), others)
+        overlap = compare(chosen_by(keys, decision, name="this selection", workers=workers), others)
     log.info(
         "selected %s of %s documents, %s tokens (%.2f %%)",
         f"{found['num_selected']:,}",
@@ -325,10 +325,10 @@ def _with_temperature(options: SelectOptions, candidates: Candidates, seed: int)
         return options
     at_one = dataclasses.replace(options, temperature=1.0, target_kl=None, target_mean=None)
     preference = strategies.prefer(at_one, candidates.keys, seed, options.memory_limit)
-    threads = passes.num_threads()
+    workers = passes.num_processes()
     if options.target_kl is not None:
         order = preference.members[0].order
-        found = temperature_for_kl(preference.keys, order, options.target_kl, threads=threads)
+        found = temperature_for_kl(preference.keys, order, options.target_kl, workers=workers)
     else:
         assert options.target_mean is not None
         assert preference.ratings is not None
@@ -336,7 +336,7 @@ def _with_temperature(options: SelectOptions, candidates: Candidates, seed: int)
 
         def mean_of(temperature: float) -> float:
             kept, decision, _ = _decide(dataclasses.replace(at_one, temperature=temperature), candidates, seed)
-            return statistics.moments(kept.keys, score, threads, decision.taken).mean
+            return statistics.moments(kept.keys, score, workers, decision.taken).mean
 
         found = temperature_for_mean(mean_of, options.target_mean)
     return dataclasses.replace(at_one, temperature=found.temperature)

@@ -38,6 +38,7 @@ from qurating_jax.runtime.progress import progress
 from qurating_jax.selection.copy_plan import CopyPlan, in_input_order, read_plan, shared_plan
 from qurating_jax.selection.copy_rows import CopyInputs, PartRows, in_order
 from qurating_jax.selection.id_list import IDS, KEY, RANK, IdListWriter, id_schema, read_summary
+from qurating_jax.selection.passes import num_processes
 from qurating_jax.selection.ranks import Ranking, rank
 from qurating_jax.selection.spill import SliceGatherer, read_range
 
@@ -74,7 +75,6 @@ class CopyJob:
         num_workers: processes.
         share: (i, n): only the share i of n equal ones, for workers that cannot claim.
         memory_bytes: for places and hashes while the documents are ranked.
-        threads: of the ranking.
         verify: raises where the directory has been given to another run; called before every commit.
     """
 
@@ -87,7 +87,6 @@ class CopyJob:
     num_workers: int = 1
     share: tuple[int, int] = (0, 1)
     memory_bytes: int = 1 << 30
-    threads: int = 1
     verify: Callable[[], None] = _no_check
 
     def path(self, *parts: str) -> str:
@@ -164,7 +163,7 @@ def _make_plan(job: CopyJob, inputs: CopyInputs) -> CopyPlan:
     log.info("copy: ranking the selected documents")
     in_source_order, keeps_rows = job.ranking.kind == "source", job.write == "rows"
     sizes = [_IDS_PER_RANGE] if in_source_order or not keeps_rows else [_IDS_PER_RANGE, job.rows_per_shard]
-    found = rank(inputs.table, inputs.picks, job.ranking, sizes, memory_bytes=job.memory_bytes, threads=job.threads)
+    found = rank(inputs.table, inputs.picks, job.ranking, sizes, memory_bytes=job.memory_bytes, workers=num_processes())
     shards = None
     if keeps_rows and in_source_order:
         shards = in_input_order(int(found.counts.sum()), job.rows_per_shard)

@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.selection import passes
+from qurating_jax.selection.buckets import Buckets
 from qurating_jax.selection.key_table import Cuts, KeyBlock, KeyTable, Order
 from qurating_jax.selection.screen import Screen, Settled, Window
 
@@ -27,7 +29,7 @@ Measure = Literal["tokens", "documents"]
 Taken = Callable[[KeyBlock], NDArray[np.bool_]]
 
 _FEW_DOCUMENTS = 1 << 19  # are all looked at
-_SAMPLES = (1 << 16, 1 << 19, 1 << 21)  # documents, of tables at least eight times as large
+_SAMPLES = (1 << 16, 1 << 18, 1 << 20)  # documents, of tables at least eight times as large
 _SAMPLE_ROWS = 512  # consecutive documents of a sample, a page of hashes
 _STANDARD_ERRORS = 5.0
 _CANDIDATE_BYTES = 40  # of a document in the window: key, hash, weight, domain, and what sorting takes
@@ -75,7 +77,7 @@ class Draw:
         available: int64 [D], about as much as there is of each domain; it only guides the search.
         taken: says which documents are taken already and do not count; None: none.
         memory_bytes: of the documents in the window.
-        threads: of a pass.
+        workers: processes of a pass.
     """
 
     table: KeyTable
@@ -86,7 +88,7 @@ class Draw:
     available: NDArray[np.int64]
     taken: Taken | None = None
     memory_bytes: int = 1 << 30
-    threads: int = 1
+    workers: int = 1
 
     def run(self) -> Drawn:
         """Finds the cuts."""
@@ -150,20 +152,20 @@ class Draw:
     def _last_before(self, keys: NDArray[np.float64], hashes: NDArray[np.uint64]) -> Cuts:
         """The last document of every domain that comes before (key, hash): [D]; +inf where there is none."""
 
-        def work(piece: KeyBlock) -> _Candidates:
-            screen, last = Screen(self.order), _join([])
-            for chunk in passes.chunks(piece):
-                settled = self._settle(screen, chunk, Window.between(keys, np.full(len(keys), np.inf)))
-                few = self._candidates(chunk, settled)
-                least, most = keys[few.domains], hashes[few.domains]
-                before = np.flatnonzero((few.keys > least) | (few.hashes < most))
-                last = _last_of_domains(_join([last, _take(few, before)]))
-            return last
-
-        last = _last_of_domains(_join(list(passes.over(self.table, work, self.threads))))
+        work = partial(self._last_of_piece, keys=keys, hashes=hashes)
+        last = _last_of_domains(_join(list(passes.over(self.table, work, self.workers))))
         result = Cuts(np.full(len(keys), np.inf), np.zeros(len(keys), np.uint64))
         result.keys[last.domains], result.hashes[last.domains] = last.keys, last.hashes
         return result
+
+    def _last_of_piece(self, piece: KeyBlock, *, keys: NDArray[np.float64], hashes: NDArray[np.uint64]) -> _Candidates:
+        screen, last = Screen(self.order), _join([])
+        window = Window.between(keys, np.full(len(keys), np.inf))
+        for chunk in passes.chunks(piece):
+            few = self._candidates(chunk, self._settle(screen, chunk, window))
+            before = np.flatnonzero((few.keys > keys[few.domains]) | (few.hashes < hashes[few.domains]))
+            last = _last_of_domains(_join([last, _take(few, before)]))
+        return last
 
     # ---- passes
 
@@ -172,51 +174,54 @@ class Draw:
         num_domains = len(self.targets)
         most = max(self.memory_bytes // _CANDIDATE_BYTES, 4 * num_domains)
         above, inside = np.zeros(num_domains, np.int64), np.zeros(num_domains, np.int64)
-        kept: list[_Candidates] | None = []
+        kept: list[_Candidates] = []
         num_kept = 0
-
-        def work(piece: KeyBlock) -> tuple[NDArray[np.int64], NDArray[np.int64], _Candidates]:
-            screen, sums = Screen(self.order), np.zeros((2, num_domains), np.int64)
-            found: list[_Candidates] = []
-            for chunk in passes.chunks(piece):
-                settled = self._settle(screen, chunk, window)
-                sums[0] += self._sum(chunk, settled.above)
-                few = self._candidates(chunk, settled)
-                sums[1] += _sum_by(few.domains, few.weights, num_domains)
-                if num_kept + sum([len(part.keys) for part in found]) <= most:
-                    found.append(few)
-            return sums[0], sums[1], _join(found)
-
-        for piece_above, piece_inside, found in passes.over(self.table, work, self.threads):
+        work = partial(self._gather_piece, window=window, most=most)
+        for piece_above, piece_inside, found in passes.over(self.table, work, self.workers):
             above += piece_above
             inside += piece_inside
             num_kept += len(found.keys)
-            if kept is not None and num_kept <= most:
-                kept.append(found)
-            else:
-                kept = None
-        return above, inside, None if kept is None else _sorted(_join(kept))
+            kept = [*kept, found] if num_kept <= most else []
+        return above, inside, _sorted(_join(kept)) if num_kept <= most else None
+
+    def _gather_piece(
+        self, piece: KeyBlock, *, window: Window, most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], _Candidates]:
+        """The same of a piece; of its documents inside no more than tells that they are too many."""
+        screen, sums = Screen(self.order), np.zeros((2, len(self.targets)), np.int64)
+        found: list[_Candidates] = []
+        for chunk in passes.chunks(piece):
+            settled = self._settle(screen, chunk, window)
+            sums[0] += self._sum(chunk, settled.above)
+            few = self._candidates(chunk, settled)
+            sums[1] += _sum_by(few.domains, few.weights, len(self.targets))
+            if sum([len(part.keys) for part in found]) <= most:
+                found.append(few)
+        return sums[0], sums[1], _join(found)
 
     def _narrow(self, window: Window, above: NDArray[np.int64], floors: NDArray[np.int64]) -> Window:
         """The bucket of the window in which each domain's target lies, by a histogram of weights."""
         num_domains = len(floors)
         num_bits = int(np.clip(int(math.log2(_MAX_BUCKETS // num_domains)), 4, 16))
-        scale = _Scale(window, num_bits)
-
-        def work(piece: KeyBlock) -> NDArray[np.int64]:
-            screen, histogram = Screen(self.order), np.zeros(num_domains << num_bits, np.int64)
-            for chunk in passes.chunks(piece):
-                few = self._candidates(chunk, self._settle(screen, chunk, window))
-                histogram += _sum_by(few.domains << num_bits | scale.buckets(few), few.weights, len(histogram))
-            return histogram
-
+        buckets = Buckets(window, num_bits)
         histogram = np.zeros(num_domains << num_bits, np.int64)
-        for piece in passes.over(self.table, work, self.threads):
+        work = partial(self._count_piece, window=window, buckets=buckets)
+        for piece in passes.over(self.table, work, self.workers):
             histogram += piece
         reached = above[:, None] + np.cumsum(histogram.reshape(num_domains, -1), axis=1)
         # The first bucket that passes the target; the last one where the whole domain does not.
         bucket = np.minimum((reached <= floors[:, None]).sum(axis=1), (1 << num_bits) - 1)
-        return scale.window(bucket)
+        return buckets.window(bucket)
+
+    def _count_piece(self, piece: KeyBlock, *, window: Window, buckets: Buckets) -> NDArray[np.int64]:
+        """Weights of the documents of a piece by domain and bucket."""
+        length = len(self.targets) << buckets.num_bits
+        screen, histogram = Screen(self.order), np.zeros(length, np.int64)
+        for chunk in passes.chunks(piece):
+            few = self._candidates(chunk, self._settle(screen, chunk, window))
+            places = few.domains << buckets.num_bits | buckets.places(few.keys, few.hashes, few.domains)
+            histogram += _sum_by(places, few.weights, length)
+        return histogram
 
     def _guess(self) -> Window:
         """Where the thresholds lie, by samples, each four to eight times as large and looked at through the last."""
@@ -298,51 +303,6 @@ class Draw:
 
     def _weights(self, chunk: KeyBlock, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return chunk.tokens[rows].astype(np.int64) if self.measure == "tokens" else np.ones(len(rows), np.int64)
-
-
-class _Scale:
-    """Equal buckets of a window's order-preserving key bits; of its hashes where one key is left."""
-
-    def __init__(self, window: Window, num_bits: int) -> None:
-        self._tied = window.low == window.high
-        low, high = _descending_bits(window.high), _descending_bits(window.low)
-        self._low = np.where(self._tied, window.low_hash, low)
-        self._high = np.where(self._tied, window.high_hash, high)
-        spans = [int(last) - int(first) for first, last in zip(self._low, self._high, strict=True)]
-        self._shift = np.array([max(span.bit_length() - num_bits, 0) for span in spans], np.uint64)
-        self._window = window
-
-    def buckets(self, found: _Candidates) -> NDArray[np.int64]:
-        """Numbers of the documents' buckets, ascending in the order."""
-        places = np.where(self._tied[found.domains], found.hashes, _descending_bits(found.keys))
-        return ((places - self._low[found.domains]) >> self._shift[found.domains]).astype(np.int64)
-
-    def window(self, bucket: NDArray[np.int64]) -> Window:
-        """The window of one bucket of every domain."""
-        first, last = [], []
-        for number, low, high, shift in zip(bucket, self._low, self._high, self._shift, strict=True):
-            first.append(min(int(low) + (int(number) << int(shift)), int(high)))
-            last.append(min(first[-1] + (1 << int(shift)) - 1, int(high)))
-        least, most = np.array(first, np.uint64), np.array(last, np.uint64)
-        tied, old = self._tied, self._window
-        return Window(
-            np.where(tied, old.low, _from_descending_bits(most)),
-            np.where(tied, old.high, _from_descending_bits(least)),
-            np.where(tied, least, old.low_hash),
-            np.where(tied, most, old.high_hash),
-        )
-
-
-def _descending_bits(keys: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """Unsigned numbers that ascend where keys descend; both zeros are one number."""
-    bits = (keys + 0.0).view(np.uint64)
-    sign = bits >> np.uint64(63)
-    return np.where(sign == 1, bits, ~bits ^ np.uint64(1 << 63))
-
-
-def _from_descending_bits(numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
-    negative = numbers >> np.uint64(63) == 1
-    return np.where(negative, numbers, ~numbers ^ np.uint64(1 << 63)).view(np.float64)
 
 
 def _sum_by(places: NDArray[np.integer], weights: NDArray[np.int64], length: int) -> NDArray[np.int64]:

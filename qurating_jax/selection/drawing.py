@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +41,14 @@ class Drawer:
         measure: what a document counts.
         available: int64 [D], what can be drawn of every domain.
         memory_bytes: of the documents near a threshold.
-        threads: of a pass.
+        workers: processes of a pass.
     """
 
     table: KeyTable
     measure: Measure
     available: NDArray[np.int64]
     memory_bytes: int
-    threads: int
+    workers: int
 
     def one(self, order: Order, targets: Sequence[int]) -> Decision:
         """The documents of one order, down to the targets [D]."""
@@ -82,7 +83,7 @@ class Drawer:
         budget, due, done = sum(targets), Fraction(0), list[int]()
         for number, member in members:
             due += member.share
-            owned = tally(self.table, decision, self.measure, self.threads)
+            owned = tally(self.table, decision, self.measure, self.workers)
             before = owned[done].sum(axis=0)
             done.append(number)
             # What is due to the members so far, by domain, less what they have; this one's draft counts as its own.
@@ -99,7 +100,7 @@ class Drawer:
     def _rest(self, decision: Decision, members: Sequence[tuple[int, Member]], budget: int) -> Decision:
         """What members that ran out have left over, taken by those that have more."""
         for number, member in members:
-            owned = tally(self.table, decision, self.measure, self.threads).sum(axis=0)
+            owned = tally(self.table, decision, self.measure, self.workers).sum(axis=0)
             lacks = budget - int(owned.sum())
             if lacks <= 0:
                 break
@@ -125,7 +126,7 @@ class Drawer:
             available=self.available,
             taken=taken,
             memory_bytes=self.memory_bytes,
-            threads=self.threads,
+            workers=self.workers,
         )
         return draw.run().cuts
 
@@ -136,18 +137,18 @@ def cut_at(order: Order, least_key: float, num_domains: int) -> Decision:
     return Decision(("",), (), (Step(0, order, cuts),))
 
 
-def tally(table: KeyTable, decision: Decision, measure: Measure, threads: int) -> NDArray[np.int64]:
+def tally(table: KeyTable, decision: Decision, measure: Measure, workers: int) -> NDArray[np.int64]:
     """What every member has of every domain, by tokens or documents: int64 [members, D]."""
     shape = (max(len(decision.member_names), 1), len(table.domain_names))
+    return sum(over(table, partial(_tally, decision, measure, shape), workers), np.zeros(shape, np.int64))
 
-    def work(piece: KeyBlock) -> NDArray[np.int64]:
-        picked = decision.pick(piece)
-        domains = np.zeros(len(picked.rows), np.int64) if picked.domains is None else picked.domains
-        places = picked.members.astype(np.int64) * shape[1] + domains
-        weights = picked.tokens if measure == "tokens" else np.ones(len(places))
-        return np.bincount(places, weights, shape[0] * shape[1]).astype(np.int64)
 
-    return sum(over(table, work, threads), np.zeros(shape[0] * shape[1], np.int64)).reshape(shape)
+def _tally(decision: Decision, measure: Measure, shape: tuple[int, int], piece: KeyBlock) -> NDArray[np.int64]:
+    picked = decision.pick(piece)
+    domains = np.zeros(len(picked.rows), np.int64) if picked.domains is None else picked.domains
+    places = picked.members.astype(np.int64) * shape[1] + domains
+    weights = picked.tokens if measure == "tokens" else np.ones(len(places))
+    return np.bincount(places, weights, shape[0] * shape[1]).astype(np.int64).reshape(shape)
 
 
 def _scaled(targets: Sequence[Fraction], total: Fraction) -> list[Fraction]:

@@ -100,10 +100,11 @@ def find_duplicates(
 def together(found: Sequence[Duplicates]) -> Callable[[int], NDArray[np.int32]]:
     """Positions of all of them, for `KeyFiles.without`."""
 
-    def positions(number: int) -> NDArray[np.int32]:
-        return functools.reduce(np.union1d, (some.positions(number) for some in found), np.zeros(0, np.int32))
+    return functools.partial(_positions, tuple(found))
 
-    return positions
+
+def _positions(found: Sequence[Duplicates], number: int) -> NDArray[np.int32]:
+    return functools.reduce(np.union1d, (some.positions(number) for some in found), np.zeros(0, np.int32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,14 @@ def explain(
     scanned: Scanned,
     *,
     drafts: Sequence[Draft] = (),
-    threads: int = 1,
+    workers: int = 1,
     memory_bytes: int = 1 << 28,
 ) -> dict[str, Any]:
     """Counts, shares, thresholds and ratings of a selection, as a whole, by domain and by member.
 
     Two passes over the table and two or four more for the quantiles of every rating; memory is a few pieces of the
     table and a few numbers per domain. All sums are exact: the result is the same for every order and sharding of the
-    documents and any number of threads.
+    documents and any number of workers.
 
     Args:
         table: the documents.
@@ -83,7 +84,7 @@ def explain(
         asked: what it was made from.
         scanned: what the table does not say.
         drafts: what the members would select by themselves, to tell what they have in common.
-        threads: of a pass.
+        workers: processes of a pass.
         memory_bytes: of ratings of the selected documents; above it their quantiles take passes too.
 
     Returns:
@@ -97,11 +98,11 @@ def explain(
         ValueError: the scan counts more duplicates than the table has documents without tokens; a rating is too large
             to square.
     """
-    first = tallies.first_pass(table, picks, asked.orders, asked.ratings, drafts, threads)
+    first = tallies.first_pass(table, picks, asked.orders, asked.ratings, drafts, workers)
     sides = (first.before, first.after)
     means = Means(*({name: tally.mean() for name, tally in side.ratings.items()} for side in sides))
     keep = int(first.after.documents.sum()) * 8 * len(asked.ratings) <= memory_bytes
-    second = tallies.second_pass(table, picks, first, means, threads, keep=keep)
+    second = tallies.second_pass(table, picks, first, means, workers, keep=keep)
 
     sampling = [_sampling(order, weights, first) for order, weights in zip(asked.orders, second.weights, strict=True)]
     whole = asked.targets is None and len(asked.orders) == 1
@@ -113,7 +114,7 @@ def explain(
         **(sampling[0] if len(sampling) == 1 else dict.fromkeys(sampling[0])),
         "mean_rating_eligible": means.before[leading] if leading else None,
         "mean_rating_selected": means.after[leading] if leading else None,
-        "ratings": _ratings(table, picks, asked, scanned, first, second, threads),
+        "ratings": _ratings(table, picks, asked, scanned, first, second, workers),
         "num_missing_domains": scanned.missing_domains,
         "domains": _domains(table, first, asked, leading) if asked.targets is not None else [],
         "members": _members(picks, first, asked, sampling) if len(asked.orders) > 1 else [],
@@ -158,25 +159,25 @@ def _counts(first: Tally, asked: Asked, scanned: Scanned) -> dict[str, Any]:
     }
 
 
+def _selected(picks: Picks, block: KeyBlock) -> NDArray[np.bool_]:
+    mask = np.zeros(len(block), bool)
+    mask[picks.pick(block).rows] = True
+    return mask
+
+
 def _ratings(
-    table: KeyTable, picks: Picks, asked: Asked, scanned: Scanned, first: Tally, second: Spread, threads: int
+    table: KeyTable, picks: Picks, asked: Asked, scanned: Scanned, first: Tally, second: Spread, workers: int
 ) -> dict[str, Any]:
-    def eligible(block: KeyBlock) -> NDArray[np.bool_]:
-        return tallies.eligible(block, asked.orders)
-
-    def selected(block: KeyBlock) -> NDArray[np.bool_]:
-        mask = np.zeros(len(block), bool)
-        mask[picks.pick(block).rows] = True
-        return mask
-
+    eligible = partial(tallies.eligible, orders=asked.orders)
+    selected = partial(_selected, picks)
     rows = {}
     for name in asked.ratings:
         before, after = first.before.ratings[name], first.after.ratings[name]
-        of_all = quantiles(table, name, QUANTILES, threads, eligible)
+        of_all = quantiles(table, name, QUANTILES, workers, eligible)
         if name in second.kept:
             of_selected = _quantiles(np.concatenate(second.kept[name]))
         else:
-            of_selected = quantiles(table, name, QUANTILES, threads, selected)
+            of_selected = quantiles(table, name, QUANTILES, workers, selected)
         rows[name] = {
             "num_null": scanned.null_ratings.get(name, 0),
             "num_infinite": scanned.infinite_ratings.get(name, 0),

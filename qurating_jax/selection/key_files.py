@@ -130,6 +130,8 @@ class KeyFiles:
         tokens_from: score that holds the token counts; empty: they were scanned.
     """
 
+    can_be_sent = True
+
     def __init__(self, directory: str, parts: Parts, *, id_field: str) -> None:
         """Reads what the files say about themselves.
 
@@ -177,6 +179,12 @@ class KeyFiles:
         self._excluded: Callable[[int], NDArray[np.int32]] | None = None
         self._blocks: OrderedDict[int, KeyBlock] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_blocks", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _blocks=OrderedDict(), _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self.parts)

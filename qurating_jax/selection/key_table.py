@@ -64,6 +64,10 @@ class KeyTable(Protocol):
     def domain_names(self) -> tuple[str, ...]:
         """Names of the domains in ascending order; one empty name where there is one pool."""
 
+    @property
+    def can_be_sent(self) -> bool:
+        """True where the documents lie in files, so that the table can be sent to another process at little cost."""
+
     def __len__(self) -> int:
         """Number of parts."""
 
@@ -76,6 +80,8 @@ class KeyTable(Protocol):
 
 class ListTable:
     """A key table in memory."""
+
+    can_be_sent = False
 
     def __init__(self, blocks: Sequence[KeyBlock], domain_names: tuple[str, ...] = ("",)) -> None:
         self.domain_names = domain_names

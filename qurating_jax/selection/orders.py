@@ -52,7 +52,7 @@ class Ratings:
             return Order(self.score, sign, 0.0, stream)
         if self.normalize != "z":
             return Order(self.score, sign / temperature, 0.0, stream)
-        moments = statistics.moments(self.keys, self.score, passes.num_threads())
+        moments = statistics.moments(self.keys, self.score, passes.num_processes())
         if not moments.count:
             raise ValueError(f"no document has a rating in `{self.label}`")
         if moments.minimum == moments.maximum or not moments.std:
@@ -90,7 +90,7 @@ def combine(
             recipe = {"minus": [name, reference]}
             keys, names[name] = derive(keys, recipe, [name, reference], _difference(name, reference))
         if normalize == "rank":
-            if not statistics.moments(keys, names[name], passes.num_threads()).count:
+            if not statistics.moments(keys, names[name], passes.num_processes()).count:
                 raise ValueError(f"no document has a rating in `{name}`")
             keys, names[name] = _rank(keys, names[name], memory_bytes)
     if list(weights.values()) == [1.0]:
@@ -150,7 +150,7 @@ def _difference(name: str, reference: str) -> Callable[[KeyBlock], NDArray[np.fl
 def _rank(keys: KeyFiles, name: str, memory_bytes: int) -> tuple[KeyFiles, str]:
     """The table with the mid-ranks of a score, computed for one range of ratings after the other."""
     ranked = ""
-    for number, scale in enumerate(statistics.midranks(keys, name, memory_bytes, passes.num_threads())):
+    for number, scale in enumerate(statistics.midranks(keys, name, memory_bytes, passes.num_processes())):
         recipe = {"rank": name, "memory_bytes": memory_bytes, "ranges": number}
         keys, ranked = derive(keys, recipe, [name], _ranked(name, ranked, scale))
     return keys, ranked

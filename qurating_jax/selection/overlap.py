@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,15 +50,15 @@ class Common:
     tokens: int
 
 
-def chosen_by(table: KeyTable, picks: Picks, *, name: str, threads: int = 1) -> Chosen:
+def chosen_by(table: KeyTable, picks: Picks, *, name: str, workers: int = 1) -> Chosen:
     """The documents of a decision; a pass over the key table."""
-
-    def work(piece: KeyBlock) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-        picked = picks.pick(piece)
-        return picked.hashes, picked.tokens
-
-    found = list(over(table, work, threads))
+    found = list(over(table, partial(_hashes_and_tokens, picks), workers))
     return _ordered(name, [hashes for hashes, _ in found], [tokens for _, tokens in found])
+
+
+def _hashes_and_tokens(picks: Picks, piece: KeyBlock) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    picked = picks.pick(piece)
+    return picked.hashes, picked.tokens
 
 
 def read_chosen(place: str, *, name: str) -> Chosen:

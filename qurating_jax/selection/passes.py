@@ -1,16 +1,19 @@
-"""One pass over a key table: pieces of rows worked on by threads, results in the order of the rows.
+"""One pass over a key table: pieces of rows worked on one after another, or by processes, results in row order.
 
-Pieces bound memory and give threads something to share where the table has few parts. NumPy releases the interpreter
-lock in its loops, so that threads use all cores.
+Processes, not threads: NumPy's loops over what fits into a cache take microseconds, and threads that hand the
+interpreter's lock to each other so often are no faster than one. A process maps the key files by itself.
 """
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.processes import standing_pool
 from qurating_jax.selection.key_table import KeyBlock, KeyTable, concatenate
 
 T = TypeVar("T")
@@ -18,29 +21,47 @@ T = TypeVar("T")
 PIECE_ROWS = 1 << 20  # of a task
 CHUNK_ROWS = 1 << 16  # what a task works on at once: a few arrays of this length stay in a core's cache
 
+_MANY_ROWS = 1 << 22  # with fewer, starting processes takes longer than they save
 
-def num_threads() -> int:
-    """Threads for passes: one per core that this process may use."""
+
+def num_processes() -> int:
+    """Processes for passes: one per core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def over(table: KeyTable, work: Callable[[KeyBlock], T], threads: int) -> Iterator[T]:
-    """`work` on every piece of the table: its results in row order, few of them under way at once."""
-    if threads == 1:
+def over(table: KeyTable, work: Callable[[KeyBlock], T], workers: int) -> Iterator[T]:
+    """`work` on every piece of the table: its results in row order, few of them under way at once.
+
+    Args:
+        table: the documents.
+        work: what is done with a piece. Processes do it where it is a `functools.partial`, which must then be of a
+            function that can be imported, or of a method, with arguments that can be sent.
+        workers: processes, for large tables that lie in files (`can_be_sent`); 1: none but this one.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    total = sum(table.num_rows(number) for number in range(len(table)))
+    if workers == 1 or total < _MANY_ROWS or not table.can_be_sent or not isinstance(work, functools.partial):
         for piece in _pieces(table):
             yield work(piece())
         return
-    with ThreadPoolExecutor(threads, thread_name_prefix="pass") as pool:
-        running: deque[Future[T]] = deque()
-        try:
-            for piece in _pieces(table):
-                running.append(pool.submit(_on, work, piece))
-                if len(running) > 2 * threads:
-                    yield running.popleft().result()
-            while running:
+    running: deque[Future[T]] = deque()
+    try:
+        for piece in _pieces(table):
+            running.append(standing_pool(workers).submit(_on, work, piece))
+            if len(running) > 2 * workers:
                 yield running.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while running:
+            yield running.popleft().result()
+    except BrokenProcessPool:
+        standing_pool.cache_clear()
+        raise UserError(
+            "a process that reads key files was killed, perhaps for want of memory; run the command again"
+        ) from None
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def chunks(block: KeyBlock) -> Iterator[KeyBlock]:
@@ -76,8 +97,8 @@ def _pieces(table: KeyTable) -> Iterator[Callable[[], KeyBlock]]:
     for number in range(len(table)):
         size = table.num_rows(number)
         for start in range(0, size, PIECE_ROWS):
-            yield partial(_piece, table, number, start)
+            yield functools.partial(_piece, table, number, start, start + PIECE_ROWS)
 
 
-def _piece(table: KeyTable, number: int, start: int) -> KeyBlock:
-    return table.block(number).rows(start, start + PIECE_ROWS)
+def _piece(table: KeyTable, number: int, start: int, stop: int) -> KeyBlock:
+    return table.block(number).rows(start, stop)

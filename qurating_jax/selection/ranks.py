@@ -9,6 +9,7 @@ with a histogram of their upper bits first. Nothing depends on the order or the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -152,7 +153,7 @@ class Ranked:
 
 
 def rank(
-    table: KeyTable, picks: Picks, ranking: Ranking, sizes: Sequence[int], *, memory_bytes: int, threads: int = 1
+    table: KeyTable, picks: Picks, ranking: Ranking, sizes: Sequence[int], *, memory_bytes: int, workers: int = 1
 ) -> Ranked:
     """Cuts the ranks of the selected documents into ranges of equal sizes.
 
@@ -165,9 +166,9 @@ def rank(
         ranking: the order; `source` is treated as that by decreasing key.
         sizes: numbers of documents in a range; the last range of each has fewer.
         memory_bytes: for places and hashes; what exceeds it takes further passes, with the same result.
-        threads: of a pass.
+        workers: processes of a pass.
     """
-    search = _Search(table, picks, ranking, max(memory_bytes // _DOCUMENT_BYTES, 1), threads)
+    search = _Search(table, picks, ranking, max(memory_bytes // _DOCUMENT_BYTES, 1), workers)
     total, kept = search.survey()
     wanted = np.unique(np.concatenate([np.arange(size, total, size, dtype=np.int64) for size in sizes]))
     found = search.find(wanted, kept)
@@ -223,11 +224,11 @@ class _Stretch:
 class _Search:
     """Passes over the places and hashes of the selected documents."""
 
-    def __init__(self, table: KeyTable, picks: Picks, ranking: Ranking, capacity: int, threads: int) -> None:
+    def __init__(self, table: KeyTable, picks: Picks, ranking: Ranking, capacity: int, workers: int) -> None:
         self.counts = np.zeros(len(table), np.int64)
         self.num_last = 0
         self._table, self._picks, self._ranking = table, picks, ranking
-        self._capacity, self._threads = capacity, threads
+        self._capacity, self._workers = capacity, workers
 
     def survey(self) -> tuple[int, Pairs | None]:
         """Counts; returns the number of documents, and all of them if they fit into memory."""
@@ -328,12 +329,12 @@ class _Search:
 
     def _over(self, work: Callable[[Pairs], Any]) -> Iterator[Any]:
         """`work` on the selected documents, piece by piece."""
+        return map(work, passes.over(self._table, partial(_pairs_of, self._picks, self._ranking), self._workers))
 
-        def pairs_of(piece: KeyBlock) -> Any:
-            picked = self._picks.pick(piece)
-            return work((self._ranking.places(picked, self._ranking.order_keys(piece, picked)), picked.hashes))
 
-        return passes.over(self._table, pairs_of, self._threads)
+def _pairs_of(picks: Picks, ranking: Ranking, piece: KeyBlock) -> Pairs:
+    picked = picks.pick(piece)
+    return ranking.places(picked, ranking.order_keys(piece, picked)), picked.hashes
 
 
 def _look_up(found: dict[int, _Bound], pairs: Pairs, ranks: NDArray[np.int64], positions: NDArray[np.int64]) -> None:

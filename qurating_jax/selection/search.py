@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from qurating_jax.method.stats import SoftmaxMoments
 from qurating_jax.runtime.errors import UserError
@@ -36,7 +37,7 @@ class Found:
     evaluations: int
 
 
-def temperature_for_kl(table: KeyTable, order: Order, nats: float, *, threads: int = 1) -> Found:
+def temperature_for_kl(table: KeyTable, order: Order, nats: float, *, workers: int = 1) -> Found:
     """The temperature t at which softmax(score / t) has a KL divergence from uniform, to a relative 1e-6.
 
     The divergence falls as t grows: its derivative by t is -(variance of the scores under the softmax) / t^3. It goes
@@ -48,13 +49,13 @@ def temperature_for_kl(table: KeyTable, order: Order, nats: float, *, threads: i
         table: the documents; those with tokens and a score count.
         order: the sample's order at temperature 1.
         nats: the divergence asked for.
-        threads: of a pass.
+        workers: processes of a pass.
 
     Raises:
         UserError: no temperature reaches it; the message says which can be reached.
     """
     greatest = max(
-        over(table, lambda piece: tallies.logits(piece, order).max(initial=-math.inf), threads), default=-math.inf
+        over(table, lambda piece: tallies.logits(piece, order).max(initial=-math.inf), workers), default=-math.inf
     )
     if greatest == -math.inf:
         raise UserError("no document has tokens and a rating, so that no temperature can be found")
@@ -62,7 +63,7 @@ def temperature_for_kl(table: KeyTable, order: Order, nats: float, *, threads: i
 
     def divergence(temperature: float) -> float:
         if temperature not in tried:
-            tried[temperature] = _divergence(table, order, temperature, float(greatest), threads)
+            tried[temperature] = _divergence(table, order, temperature, float(greatest), workers)
         return tried[temperature]
 
     low = high = 1.0
@@ -123,16 +124,17 @@ def temperature_for_mean(mean_of: Callable[[float], float], wanted: float) -> Fo
     return Found(temperature, reached, evaluations)
 
 
-def _divergence(table: KeyTable, order: Order, temperature: float, greatest: float, threads: int) -> float:
-    def work(piece: KeyBlock) -> SoftmaxMoments:
-        moments = SoftmaxMoments(greatest / temperature)
-        moments.add(tallies.logits(piece, order) / temperature)
-        return moments
-
+def _divergence(table: KeyTable, order: Order, temperature: float, greatest: float, workers: int) -> float:
     total = SoftmaxMoments(greatest / temperature)
-    for moments in over(table, work, threads):
+    for moments in over(table, partial(_moments, order, temperature, greatest), workers):
         total.merge(moments)
     return total.kl_from_uniform()
+
+
+def _moments(order: Order, temperature: float, greatest: float, piece: KeyBlock) -> SoftmaxMoments:
+    moments = SoftmaxMoments(greatest / temperature)
+    moments.add(tallies.logits(piece, order) / temperature)
+    return moments
 
 
 def _between(low: float, high: float, value: Callable[[float], float], wanted: float) -> float:

@@ -14,12 +14,11 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.selection import orders, passes, statistics
 from qurating_jax.selection.cuts import Measure
 from qurating_jax.selection.decision import Decision
-from qurating_jax.selection.drawing import Drawer, Member, cut_at
+from qurating_jax.selection.drawing import Drawer, Member, cut_at, tally
 from qurating_jax.selection.key_files import KeyFiles
 from qurating_jax.selection.key_table import Order
 from qurating_jax.selection.options import BudgetOptions, StrategyOptions
 from qurating_jax.selection.orders import Ratings
-from qurating_jax.selection.passes import over
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +195,7 @@ def measure_budget(options: BudgetOptions, preference: Preference) -> Budget:
 
 def decide(options: StrategyOptions, preference: Preference, budget: Budget, seed: int, memory_bytes: int) -> Decision:
     """The decision of strategies that fill a budget."""
-    drawer = Drawer(preference.keys, budget.measure, budget.available, memory_bytes, passes.num_threads())
+    drawer = Drawer(preference.keys, budget.measure, budget.available, memory_bytes, passes.num_processes())
     targets = [int(target) for target in budget.targets] if budget.targets is not None else [budget.amount]
     if options.strategy == "mix":
         return drawer.mix(preference.members, targets, seed)
@@ -225,11 +224,10 @@ def decide_by_rating(options: StrategyOptions, preference: Preference, memory_by
     else:
         assert options.percentile is not None
         share = options.percentile / 100
-        rating = float(
-            statistics.quantiles(keys, order.score, [1 - share if options.inverse else share], passes.num_threads())[0]
-        )
+        share = 1 - share if options.inverse else share
+        rating = float(statistics.quantiles(keys, order.score, [share], passes.num_processes())[0])
     decision = cut_at(order, rating * order.scale + order.shift, len(keys.domain_names))
-    taken = sum(over(keys, lambda piece: len(decision.pick(piece).rows), passes.num_threads()))
+    taken = int(tally(keys, decision, "documents", passes.num_processes()).sum())
     if not taken:
         bound = rating if options.threshold is None else options.threshold
         raise UserError(f"no rating in `{preference.ratings.label if preference.ratings else ''}` reaches {bound:g}")
@@ -238,7 +236,7 @@ def decide_by_rating(options: StrategyOptions, preference: Preference, memory_by
 
 def count_available(preference: Preference, measure: Measure) -> NDArray[np.int64]:
     """What can be selected of every domain: int64 [D]; documents that any member's order holds."""
-    held = statistics.totals(preference.keys, preference.scores, passes.num_threads())
+    held = statistics.totals(preference.keys, preference.scores, passes.num_processes())
     return held.tokens if measure == "tokens" else held.documents
 
 

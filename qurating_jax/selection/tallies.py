@@ -1,7 +1,8 @@
 """What passes over a key table add up for the explanation: exact sums, the same however the documents are cut."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -290,35 +291,31 @@ def first_pass(
     orders: Sequence[Order],
     ratings: Sequence[str],
     drafts: Sequence[Draft],
-    threads: int,
+    workers: int,
 ) -> Tally:
     """Sums of all documents."""
+    empty = partial(Tally, len(table.domain_names), ratings, orders, len(drafts))
+    return _merged(empty(), over(table, partial(_tally, empty, picks, drafts), workers))
 
-    def empty() -> Tally:
-        return Tally(len(table.domain_names), ratings, orders, len(drafts))
 
-    def work(piece: KeyBlock) -> Tally:
-        tally = empty()
-        tally.add(piece, picks.pick(piece), drafts)
-        return tally
-
-    return _merged(empty(), over(table, work, threads))
+def _tally(empty: Callable[[], Tally], picks: Picks, drafts: Sequence[Draft], piece: KeyBlock) -> Tally:
+    tally = empty()
+    tally.add(piece, picks.pick(piece), drafts)
+    return tally
 
 
 def second_pass(
-    table: KeyTable, picks: Picks, first: Tally, means: Means, threads: int, *, keep: bool = False
+    table: KeyTable, picks: Picks, first: Tally, means: Means, workers: int, *, keep: bool = False
 ) -> Spread:
     """Sums that need the results of the first pass; `keep`: and the selected documents' ratings."""
+    empty = partial(Spread, first.orders, first.greatest_logits, means, keep=keep)
+    return _merged(empty(), over(table, partial(_spread, empty, picks), workers))
 
-    def empty() -> Spread:
-        return Spread(first.orders, first.greatest_logits, means, keep=keep)
 
-    def work(piece: KeyBlock) -> Spread:
-        spread = empty()
-        spread.add(piece, picks.pick(piece))
-        return spread
-
-    return _merged(empty(), over(table, work, threads))
+def _spread(empty: Callable[[], Spread], picks: Picks, piece: KeyBlock) -> Spread:
+    spread = empty()
+    spread.add(piece, picks.pick(piece))
+    return spread
 
 
 def samples(order: Order) -> bool:

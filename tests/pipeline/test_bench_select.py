@@ -42,7 +42,7 @@ def test_the_command_measures_and_prints(tmp_path, capsys):
         "10000",
         "20000",
     ]
-    assert command([*arguments, "--rounds", "1", "--threads", "1", "--directory", str(tmp_path), "--json"]) == 0
+    assert command([*arguments, "--rounds", "1", "--num_workers", "1", "--directory", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr().out
     found = json.loads(printed.splitlines()[-1])
     assert [entry["domains"] for entry in found["draw"]] == [1, 16]

@@ -302,7 +302,7 @@ def test_a_sidecar_of_no_token_counts_is_refused(tmp_path, table):
     raw = runs.write(tmp_path / "raw", table.drop_columns(["length", RATING]))
     halves = pa.array([2.5] * len(table))
     runs.write(tmp_path / "sidecar", table.select(["id", RATING]).append_column("length", halves))
-    with pytest.raises(UserError, match="`length` holds 2.5, which is no token count"):
+    with pytest.raises(UserError, match=r"`length` holds 2\.5, which is no token count"):
         runs.select(tmp_path / "out", raw, scores=(str(tmp_path / "sidecar"),))
 
 

@@ -89,7 +89,7 @@ def test_rows_stand_in_the_order_and_nowhere_else(tmp_path, order, bounds):
 
 @pytest.mark.parametrize("order", samples.RANKINGS)
 def test_bytes_depend_on_the_selection_alone(tmp_path, order):
-    """Cuts, the order of the input, memory, threads and workers change nothing (in input order: but the order)."""
+    """Cuts, the order of the input and memory change nothing (in input order: but the order)."""
     corpus, ranking = samples.documents(seed=3), samples.RANKINGS[order]
     mixed = corpus.take(np.random.default_rng(0).permutation(len(corpus)))
     _copy(tmp_path / "whole", samples.inputs_of([corpus]), ranking=ranking)
@@ -98,7 +98,6 @@ def test_bytes_depend_on_the_selection_alone(tmp_path, order):
         ("cut", corpus, {}),
         ("mixed", mixed, {}),
         ("tight", mixed, {"memory_bytes": 1}),
-        ("threads", corpus, {"threads": 2}),
     ):
         parts = samples.cut(table, [3, 100, 101, 222, 480])
         _copy(tmp_path / name, samples.inputs_of(parts), ranking=ranking, **options)

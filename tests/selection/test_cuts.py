@@ -73,10 +73,10 @@ def test_the_cuts_are_those_of_sorting_everything(order, num_domains, memory_byt
     wanted = max(1, int(share * block.tokens[~np.isnan(keys)].sum()))
     chosen, targets, held, keys = _reference(block, order, wanted, num_domains)
     found = {}
-    for num_parts, threads in ((1, 1), (13, 2)):
+    for num_parts, workers in ((1, 1), (13, 2)):
         drawn = Draw(
             table=_table(block, num_parts, num_domains), order=order, targets=targets, available=held,
-            memory_bytes=memory_bytes, threads=threads,
+            memory_bytes=memory_bytes, workers=workers,
         ).run()  # fmt: skip
         assert np.array_equal(_selected(block, order, drawn.cuts), chosen)
         assert wanted <= drawn.taken.sum() < wanted + 300

@@ -155,7 +155,7 @@ def test_neither_order_nor_sharding_nor_threads_change_a_bit(data):
     expected = json.dumps(explain(_table(block), decision, asked, Scanned()))
     moved = block.take(np.random.default_rng(data.draw(st.integers(0, 99))).permutation(400))
     table = _table(moved, data.draw(st.lists(st.integers(0, 400), max_size=4)))
-    limits = {"threads": data.draw(st.integers(1, 3)), "memory_bytes": data.draw(st.sampled_from([0, 1 << 20]))}
+    limits = {"workers": data.draw(st.integers(1, 3)), "memory_bytes": data.draw(st.sampled_from([0, 1 << 20]))}
     assert json.dumps(explain(table, decision, asked, Scanned(), **limits)) == expected
 
 
@@ -220,7 +220,7 @@ def test_members_of_a_mix():
         targets=targets,
         quotas=[member.share * 8000 for member in members],
     )
-    found = explain(_table(block, (999,)), decision, asked, Scanned(), drafts=decision.drafts, threads=2)
+    found = explain(_table(block, (999,)), decision, asked, Scanned(), drafts=decision.drafts, workers=2)
     picked = decision.pick(block)
     assert found["num_eligible"] == able.sum()  # the uniform member takes any document with tokens
     assert found["rejected"]["no_rating"] == 0

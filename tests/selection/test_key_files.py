@@ -344,8 +344,8 @@ def test_many_threads_read_the_same_blocks(tmp_path):
     keys = prepared(tmp_path / "cache", put_files(tmp_path, 600))
     truth = [keys.block(number).hashes.copy() for number in range(len(keys))]
     numbers = np.random.default_rng(0).integers(0, len(keys), 2000).tolist()
-    with ThreadPoolExecutor(8) as threads:
-        for number, block in zip(numbers, threads.map(keys.block, numbers), strict=True):
+    with ThreadPoolExecutor(8) as workers:
+        for number, block in zip(numbers, workers.map(keys.block, numbers), strict=True):
             np.testing.assert_array_equal(block.hashes, truth[number])
             assert len(block) == keys.num_rows(number)
     rows = np.cumsum([0, *map(len, truth)])

@@ -91,7 +91,7 @@ def test_a_decision_and_the_list_it_becomes_are_the_same(tmp_path):
     ratings = rng.normal(size=num)
     block = KeyBlock(gumbel.hash_ids(ids), tokens, None, {"rating": ratings})
     table = ListTable([block.rows(0, 123), block.rows(123, num)])
-    ours = overlap.chosen_by(table, Threshold(0.5), name="ours", threads=2)
+    ours = overlap.chosen_by(table, Threshold(0.5), name="ours", workers=2)
     taken = [number for number in rng.permutation(num) if ratings[number] >= 0.5 and tokens[number]]
     listed = _write(tmp_path / "a", [ids[number] for number in taken], tokens[taken])
     for place in (listed, listed + "/ids.parquet"):

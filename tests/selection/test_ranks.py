@@ -96,7 +96,7 @@ def check(block, picks, ranking, found, sizes):
 def test_ranges_hold_what_sorting_puts_there(ranking, memory_bytes):
     block, picks = make_block(900), Threshold(-0.5)
     table = in_parts(block, [100, 100, 101, 640])
-    found = ranks.rank(table, picks, ranking, [7, 64, 5000], memory_bytes=memory_bytes, threads=2)
+    found = ranks.rank(table, picks, ranking, [7, 64, 5000], memory_bytes=memory_bytes, workers=2)
     check(block, picks, ranking, found, [7, 64, 5000])
     assert found.counts.tolist() == [len(picks.pick(table.block(number)).rows) for number in range(len(table))]
     missing = np.isnan(block.scores["expertise"][picks.pick(block).rows]).sum()

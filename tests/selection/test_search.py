@@ -33,9 +33,9 @@ def _divergence(scores, temperature):
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(1e-6, 6.0), st.sampled_from([1.0, -1.0, 250.0, 0.004]), st.integers(1, 2))
-def test_divergence_is_met(nats, scale, threads):
+def test_divergence_is_met(nats, scale, workers):
     block, table = _table(600)
-    found = search.temperature_for_kl(table, Order("rating", scale, 0.3), nats, threads=threads)
+    found = search.temperature_for_kl(table, Order("rating", scale, 0.3), nats, workers=workers)
     scores = block.scores["rating"][_able(block)] * scale
     assert found.reached == pytest.approx(nats, rel=1e-6)
     assert _divergence(scores, found.temperature) == pytest.approx(nats, rel=2e-6)

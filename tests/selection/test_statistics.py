@@ -47,9 +47,9 @@ def _table(block, cuts=(), num_domains=5):
 def _others(block, num=4):
     """The same documents in other orders and parts."""
     rng = np.random.default_rng(1)
-    for threads in (1, 2, 4, 3)[:num]:
+    for workers in (1, 2, 4, 3)[:num]:
         cuts = rng.integers(0, len(block) + 1, rng.integers(0, 7)).tolist()
-        yield _table(block.take(rng.permutation(len(block))), cuts), threads
+        yield _table(block.take(rng.permutation(len(block))), cuts), workers
 
 
 def _eligible(block, score="r"):
@@ -72,8 +72,8 @@ def test_moments_against_numpy_whatever_the_order(num, dtype):
     assert found.mean == pytest.approx(values.mean(), rel=1e-12)
     assert found.std == pytest.approx(values.std(), rel=1e-12)
     assert (found.mean, found.std) == stats.mean_and_std(values)
-    for table, threads in _others(block):
-        assert statistics.moments(table, "r", threads) == found
+    for table, workers in _others(block):
+        assert statistics.moments(table, "r", workers) == found
 
 
 def test_moments_of_nothing_of_equals_and_of_infinities():
@@ -102,8 +102,8 @@ def test_quantiles_against_numpy_whatever_the_order(num, dtype):
     wanted = [*PROBABILITIES, *np.random.default_rng(num).random(20), *(np.arange(1, 10) / 10)]
     values = np.quantile(_eligible(block), wanted, method="inverted_cdf")
     assert statistics.quantiles(_table(block), "r", wanted).tolist() == values.tolist()
-    for table, threads in _others(block):
-        assert statistics.quantiles(table, "r", wanted, threads).tolist() == values.tolist()
+    for table, workers in _others(block):
+        assert statistics.quantiles(table, "r", wanted, workers).tolist() == values.tolist()
 
 
 def test_quantiles_and_moments_of_the_chosen():
@@ -111,9 +111,9 @@ def test_quantiles_and_moments_of_the_chosen():
     some = block.take(np.flatnonzero(_chosen(block)))
     assert 1000 < len(some) < 1700
     values = np.quantile(_eligible(some), PROBABILITIES, method="inverted_cdf")
-    for table, threads in _others(block):
-        assert statistics.quantiles(table, "r", PROBABILITIES, threads, _chosen).tolist() == values.tolist()
-        assert statistics.moments(table, "r", threads, _chosen) == statistics.moments(_table(some), "r")
+    for table, workers in _others(block):
+        assert statistics.quantiles(table, "r", PROBABILITIES, workers, _chosen).tolist() == values.tolist()
+        assert statistics.moments(table, "r", workers, _chosen) == statistics.moments(_table(some), "r")
 
 
 def test_quantiles_of_extreme_values_and_of_nothing():
@@ -193,8 +193,8 @@ def test_midranks_in_memory_and_by_ranges(dtype, memory):
     assert found == pytest.approx(((scipy_stats.rankdata(values) - 0.5) / len(values) - 0.5) * math.sqrt(12), abs=1e-14)
     assert abs(math.fsum(found)) < 1e-10
     assert np.abs(found).max() < math.sqrt(3)
-    for table, threads in _others(block):
-        other = statistics.midranks(table, "r", 4000, threads)
+    for table, workers in _others(block):
+        other = statistics.midranks(table, "r", 4000, workers)
         assert _ranked(other, values).tolist() == found.tolist()
     assert np.isnan(_ranked(scales, np.array([np.nan], dtype))).all()
     between = _ranked(scales, np.array([values.max() * 2, values.min() * 2], dtype))  # no document has these
@@ -226,8 +226,8 @@ def test_totals_against_whole_arrays(names):
     for domain, held in zip(block.domains[eligible].tolist(), block.tokens[eligible].tolist(), strict=True):
         documents[domain] += 1
         tokens[domain] += held
-    for table, threads in _others(block):
-        found = statistics.totals(table, names, threads)
+    for table, workers in _others(block):
+        found = statistics.totals(table, names, workers)
         assert found.documents.tolist() == documents.tolist()
         assert found.tokens.tolist() == tokens.tolist()
         assert found.tokens.dtype == found.documents.dtype == np.int64

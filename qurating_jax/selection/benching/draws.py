@@ -5,20 +5,25 @@ generator, a full sort, documents taken until their tokens reach the budget; wit
 documents a mask finds. Every turn has a process of its own, so that its memory is its own.
 """
 
+import contextlib
 import multiprocessing
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method import budget, gumbel
+from qurating_jax.runtime.processes import standing_pool
 from qurating_jax.selection import passes, statistics
 from qurating_jax.selection.cuts import Draw
 from qurating_jax.selection.decision import Decision, Step
@@ -41,7 +46,7 @@ class Setting:
         share: of the tokens that is selected.
         temperature: of the sample.
         memory_bytes: our limit of keys in memory.
-        threads: of our passes.
+        workers: processes of our passes.
     """
 
     directory: str
@@ -50,7 +55,9 @@ class Setting:
     share: float
     temperature: float
     memory_bytes: int
-    threads: int
+    workers: int
+
+    can_be_sent: ClassVar[bool] = True
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -97,9 +104,8 @@ def write(directory: str, num_documents: int, num_domains: int) -> None:
 
 def ours(setting: Setting) -> int:
     """Moments, totals, thresholds and the rows of the selected documents; returns their tokens."""
-    threads = setting.threads
-    moments = statistics.moments(setting, "rating", threads)
-    available = statistics.totals(setting, ["rating"], threads).tokens
+    moments = statistics.moments(setting, "rating", setting.workers)
+    available = statistics.totals(setting, ["rating"], setting.workers).tokens
     wanted = round(setting.share * int(available.sum()))
     targets = budget.domain_targets(available, wanted, names=setting.domain_names)
     scale = 1 / (moments.std * setting.temperature)
@@ -110,14 +116,14 @@ def ours(setting: Setting) -> int:
         targets=[Fraction(int(target)) for target in targets],
         available=available,
         memory_bytes=setting.memory_bytes,
-        threads=threads,
+        workers=setting.workers,
     )
     step = Step(0, order, draw.run().cuts)
     selected = np.zeros(-(-setting.num_documents // 8), np.uint8)  # a bit each
     total, start = 0, 0
     decision = Decision(("",), (), (step,))
     # Pieces have a multiple of eight rows, but for the last one of a part.
-    for taken, tokens in passes.over(setting, lambda piece: _taken(decision, piece), threads):
+    for taken, tokens in passes.over(setting, partial(_taken, decision), setting.workers):
         selected[start : start + len(taken)] = taken
         start += len(taken)
         total += tokens
@@ -147,9 +153,8 @@ def measure(side: Callable[[Setting], int], setting: Setting, *, warm: bool = Tr
         setting: what it works on.
         warm: read the files into memory first.
     """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_turn, (side, setting, warm))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_turn, side, setting, warm).result()
 
 
 def contest(setting: Setting, rounds: int) -> dict[str, Any]:
@@ -208,7 +213,7 @@ def forget(directory: str) -> None:
 
 def _taken(decision: Decision, piece: KeyBlock) -> tuple[NDArray[np.uint8], int]:
     mask = decision.taken(piece)
-    return np.packbits(mask), int(piece.tokens[mask].sum(dtype=np.int64))
+    return np.packbits(mask), int(piece.tokens[np.flatnonzero(mask)].sum(dtype=np.int64))
 
 
 def _fill(keys: NDArray[np.float64], tokens: NDArray[np.int32], share: float) -> NDArray[np.int64]:
@@ -231,19 +236,32 @@ def _turn(side: Callable[[Setting], int], setting: Setting, warm: bool) -> dict[
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), _cpu_seconds()
     tokens = side(setting)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall = time.perf_counter() - wall
     over.set()
     watcher.join()
+    standing_pool(setting.workers).shutdown()  # only then its processes count as children that ended
+    cpu = _cpu_seconds() - cpu
     return {"wall_seconds": wall, "cpu_seconds": cpu, "peak_bytes": float(peak - before), "tokens": float(tokens)}
 
 
+def _cpu_seconds() -> float:
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
 def _own_bytes() -> int:
-    """Memory of this process beside mapped files, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
+    """Memory of this process and its children beside mapped files, in bytes."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return sum(_anonymous_bytes(process) for process in ["self", *children])
+
+
+def _anonymous_bytes(process: str) -> int:
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
     return 0
 
 
