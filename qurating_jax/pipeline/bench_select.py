@@ -86,7 +86,7 @@ def _growth(config: Config) -> list[dict[str, Any]]:
 
 def _setting(config: Config, directory: str) -> Any:
     from qurating_jax.selection.benching.draws import Setting
-    from qurating_jax.selection.passes import num_processes
+    from qurating_jax.selection.keys.passes import num_processes
 
     return Setting(
         directory,
@@ -101,7 +101,7 @@ def _setting(config: Config, directory: str) -> Any:
 
 def _dsir(config: Config) -> dict[str, Any]:
     from qurating_jax.selection.benching import dsir
-    from qurating_jax.selection.passes import num_processes
+    from qurating_jax.selection.keys.passes import num_processes
 
     return dsir.contest(
         config.documents,

@@ -24,7 +24,7 @@ from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
     from qurating_jax.selection.choosing import Choice, Inputs
-    from qurating_jax.selection.ranks import Ranking
+    from qurating_jax.selection.copying.ranks import Ranking
 
 DECISION = "decision.json"
 EXPLANATION = "selection.json"
@@ -93,8 +93,8 @@ def _copy(
     config: Config, run: Run, inputs: "Inputs", explanation: dict[str, Any], ranking: "Ranking"
 ) -> dict[str, Any]:
     from qurating_jax.data.parts import parse_share
-    from qurating_jax.selection import show
-    from qurating_jax.selection.copying import CopyJob, copy_selection
+    from qurating_jax.selection.copying.copier import CopyJob, copy_selection
+    from qurating_jax.selection.explaining import show
     from qurating_jax.selection.shared_choice import open_inputs
 
     copied = copy_selection(
@@ -134,7 +134,7 @@ def _cache(config: Config) -> Iterator[str]:
 
 
 def _look(config: Config, inputs: "Inputs", cache: str) -> dict[str, Any]:
-    from qurating_jax.selection import show
+    from qurating_jax.selection.explaining import show
 
     explanation = _choose(config, inputs, cache).explanation
     show.show(explanation)
@@ -143,8 +143,8 @@ def _look(config: Config, inputs: "Inputs", cache: str) -> dict[str, Any]:
 
 def _sweep(config: Config, inputs: "Inputs", cache: str) -> dict[str, Any]:
     """The explanations of several settings, side by side."""
-    from qurating_jax.selection import show
-    from qurating_jax.selection.overlap import chosen_by, jaccard
+    from qurating_jax.selection.explaining import show
+    from qurating_jax.selection.explaining.overlap import chosen_by, jaccard
 
     name, _, values = config.sweep.partition("=")
     if name not in {field.name for field in dataclasses.fields(SelectOptions)} | {"seed"} or not values:

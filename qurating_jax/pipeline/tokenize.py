@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qurating_jax.data.documents import Document
     from qurating_jax.data.tokenizer import TextTokenizer
-    from qurating_jax.selection.id_list import IdList
+    from qurating_jax.selection.copying.id_list import IdList
 
 _ENCODE_DOCUMENTS = 1024
 
@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def _read_selection(config: Config, inputs: dict[str, Any]) -> "IdList | None":
     """The documents that `config.selection` names, None where it names none; adds its digest to the inputs."""
-    from qurating_jax.selection.id_list import id_list_path, read_id_list
+    from qurating_jax.selection.copying.id_list import id_list_path, read_id_list
 
     if not config.selection:
         return None
@@ -138,7 +138,7 @@ def _wanted(
     Raises:
         UserError: the input lacks some of the selection's documents.
     """
-    from qurating_jax.selection.id_list import Finder
+    from qurating_jax.selection.copying.id_list import Finder
 
     finder = None if selection is None else Finder(selection)
     num = 0

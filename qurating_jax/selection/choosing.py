@@ -16,23 +16,24 @@ from qurating_jax.data.tokenizer import load_tokenizer
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import orders, passes, statistics, strategies
-from qurating_jax.selection.copy_rows import REMEDY, added_names
-from qurating_jax.selection.decision import Decision
-from qurating_jax.selection.dsir import DsirOptions, parse_targets, weigh_documents
-from qurating_jax.selection.duplicates import Duplicates, find_duplicates, together
-from qurating_jax.selection.explanation import Asked, Scanned, explain
-from qurating_jax.selection.id_list import KEY, id_list_path
-from qurating_jax.selection.joined_scores import join
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.key_files import KeyFiles
+from qurating_jax.selection import orders, strategies
+from qurating_jax.selection.copying.id_list import KEY, id_list_path
+from qurating_jax.selection.copying.ranks import Ranking
+from qurating_jax.selection.copying.rows import REMEDY, added_names
+from qurating_jax.selection.drawing.decision import Decision
+from qurating_jax.selection.dsir.weights import DsirOptions, parse_targets, weigh_documents
+from qurating_jax.selection.explaining.explanation import Asked, Scanned, explain
+from qurating_jax.selection.explaining.overlap import chosen_by, compare, read_chosen, short_names
+from qurating_jax.selection.keys import passes, statistics
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.duplicates import Duplicates, find_duplicates, together
+from qurating_jax.selection.keys.files import KeyFiles
+from qurating_jax.selection.keys.joined import join
+from qurating_jax.selection.keys.scan import KeyFields
+from qurating_jax.selection.keys.source import SelectionSource
 from qurating_jax.selection.options import SelectOptions
-from qurating_jax.selection.overlap import chosen_by, compare, read_chosen, short_names
-from qurating_jax.selection.ranks import Ranking
-from qurating_jax.selection.scan import KeyFields
 from qurating_jax.selection.search import temperature_for_kl, temperature_for_mean
 from qurating_jax.selection.settings import describe
-from qurating_jax.selection.source import SelectionSource
 from qurating_jax.selection.strategies import Budget, Preference
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection import passes, statistics
-from qurating_jax.selection.key_files import KeyFiles
-from qurating_jax.selection.key_table import KeyBlock, Order
+from qurating_jax.selection.keys import passes, statistics
+from qurating_jax.selection.keys.files import KeyFiles
+from qurating_jax.selection.keys.table import KeyBlock, Order
 
 Normalize = Literal["z", "rank", "none"]
 

@@ -8,9 +8,9 @@ from functools import partial
 
 from qurating_jax.method.stats import SoftmaxMoments
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import tallies
-from qurating_jax.selection.key_table import KeyBlock, KeyTable, Order
-from qurating_jax.selection.passes import over
+from qurating_jax.selection.explaining import tallies
+from qurating_jax.selection.keys.passes import over
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable, Order
 
 log = logging.getLogger(__name__)
 

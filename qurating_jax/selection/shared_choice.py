@@ -9,13 +9,13 @@ from qurating_jax.runtime import storage
 from qurating_jax.runtime.claims import Claims
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.selection.choosing import Choice, open_source
-from qurating_jax.selection.copy_rows import CopyInputs
-from qurating_jax.selection.decision import Decision
-from qurating_jax.selection.duplicates import read_duplicates, together
-from qurating_jax.selection.key_cache import PARTS
-from qurating_jax.selection.key_files import KeyFiles
+from qurating_jax.selection.copying.ranks import Ranking
+from qurating_jax.selection.copying.rows import CopyInputs
+from qurating_jax.selection.drawing.decision import Decision
+from qurating_jax.selection.keys.cache import PARTS
+from qurating_jax.selection.keys.duplicates import read_duplicates, together
+from qurating_jax.selection.keys.files import KeyFiles
 from qurating_jax.selection.options import SelectOptions
-from qurating_jax.selection.ranks import Ranking
 
 _TIMEOUT_SECONDS = 6 * 3600.0
 

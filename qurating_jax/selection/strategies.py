@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from qurating_jax.method import budget as budgets
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import orders, passes, statistics
-from qurating_jax.selection.cuts import Measure
-from qurating_jax.selection.decision import Decision
-from qurating_jax.selection.drawing import Drawer, Member, cut_at, tally
-from qurating_jax.selection.key_files import KeyFiles
-from qurating_jax.selection.key_table import Order
+from qurating_jax.selection import orders
+from qurating_jax.selection.drawing.cuts import Measure
+from qurating_jax.selection.drawing.decision import Decision
+from qurating_jax.selection.drawing.members import Drawer, Member, cut_at, tally
+from qurating_jax.selection.keys import passes, statistics
+from qurating_jax.selection.keys.files import KeyFiles
+from qurating_jax.selection.keys.table import Order
 from qurating_jax.selection.options import BudgetOptions, StrategyOptions
 from qurating_jax.selection.orders import Ratings
 

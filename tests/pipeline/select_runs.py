@@ -16,7 +16,7 @@ import zstandard
 
 from qurating_jax.method import gumbel
 from qurating_jax.pipeline import select_subset
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys.source import SelectionSource
 
 RATING, STYLE, EXPERTISE = "educational_value_average", "writing_style_average", "required_expertise_average"
 NUM = 300

@@ -13,10 +13,10 @@ from qurating_jax.pipeline import report
 from qurating_jax.reporting import collect
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import overlap
-from qurating_jax.selection.drawing import Drawer
-from qurating_jax.selection.explanation import Asked, Scanned, explain
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
+from qurating_jax.selection.drawing.members import Drawer
+from qurating_jax.selection.explaining import overlap
+from qurating_jax.selection.explaining.explanation import Asked, Scanned, explain
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 
 HOSTILE = (
     "</td></script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }} \x1b[2J\u202egnp\x00 'quoted\" & done"

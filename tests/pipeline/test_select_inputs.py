@@ -13,7 +13,7 @@ from select_runs import NUM, RATING, STYLE
 from qurating_jax.__main__ import main as command
 from qurating_jax.pipeline import select_subset
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import key_cache
+from qurating_jax.selection.keys import cache as key_cache
 
 HOSTILE = "x\x1b[31m\"'\n\t</script>../../\u202e{0} %s"
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qurating_jax.pipeline import select_subset
-from qurating_jax.selection import copying, shared_choice
+from qurating_jax.selection import shared_choice
+from qurating_jax.selection.copying import copier as copying
 
 TIMEOUT = 120
 NUM = 240

@@ -9,9 +9,11 @@ from select_runs import BUDGET, EXPERTISE, RATING, STYLE
 
 from qurating_jax.pipeline import select_subset
 from qurating_jax.runtime.errors import UsageError, UserError
-from qurating_jax.selection import copying, key_cache, settings
+from qurating_jax.selection import settings
+from qurating_jax.selection.copying import copier as copying
+from qurating_jax.selection.keys import cache as key_cache
+from qurating_jax.selection.keys.source import SelectionSource
 from qurating_jax.selection.options import SelectOptions
-from qurating_jax.selection.source import SelectionSource
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from qurating_jax.method import gumbel
 from qurating_jax.pipeline import tokenize
 from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import key_cache
-from qurating_jax.selection.copy_rows import CopyInputs
-from qurating_jax.selection.copying import CopyJob, copy_selection
-from qurating_jax.selection.decision import Decision, Step
-from qurating_jax.selection.key_cache import ScanOptions
-from qurating_jax.selection.key_table import Cuts, Order
-from qurating_jax.selection.ranks import Ranking
-from qurating_jax.selection.scan import KeyFields
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.copying.copier import CopyJob, copy_selection
+from qurating_jax.selection.copying.ranks import Ranking
+from qurating_jax.selection.copying.rows import CopyInputs
+from qurating_jax.selection.drawing.decision import Decision, Step
+from qurating_jax.selection.keys import cache as key_cache
+from qurating_jax.selection.keys.cache import ScanOptions
+from qurating_jax.selection.keys.scan import KeyFields
+from qurating_jax.selection.keys.source import SelectionSource
+from qurating_jax.selection.keys.table import Cuts, Order
 
 NUM = 300
 RANKINGS = [Ranking(), Ranking("key_descending"), Ranking("shuffled", stream=gumbel.noise_stream(0, "order"))]

@@ -56,7 +56,7 @@ def open_slowly(source, output, slow):
 def main(source, output, order, *words):
     import copy_samples as samples
 
-    from qurating_jax.selection.copying import CopyJob, copy_selection
+    from qurating_jax.selection.copying.copier import CopyJob, copy_selection
 
     options = dict(word.split("=", 1) for word in words)
     slow, workers = float(options.pop("slow", 0)), int(options.pop("num_workers", 1))

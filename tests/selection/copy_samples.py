@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection.copy_rows import CopyInputs
-from qurating_jax.selection.decision import Picked
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
-from qurating_jax.selection.ranks import Ranking
+from qurating_jax.selection.copying.ranks import Ranking
+from qurating_jax.selection.copying.rows import CopyInputs
+from qurating_jax.selection.drawing.decision import Picked
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 
 DOMAINS = ("books", "code", "web")
 STREAM = gumbel.noise_stream(1, "order")

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 
 from qurating_jax.data.parts import cut_parts
-from qurating_jax.selection.ngram_files import HashJob
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.dsir.ngram_files import HashJob
+from qurating_jax.selection.keys.source import SelectionSource
 
 WORDS = np.array([f"word{number}" for number in range(400)] + ["naïve", "x²", "—", "e\u0301t", "..."])
 ROWS_PER_PART = 7

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from qurating_jax.data.parts import cut_parts
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys.source import SelectionSource
 
 
 def jsonl(rows):

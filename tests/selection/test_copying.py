@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qurating_jax.method import gumbel
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.copying import CopyJob, copy_selection
+from qurating_jax.selection.copying.copier import CopyJob, copy_selection
 
 
 def _copy(output, inputs, **options):
@@ -270,6 +270,6 @@ def test_nothing_selected_leaves_an_empty_list(tmp_path):
 
 
 def test_more_files_than_names_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("qurating_jax.selection.copy_plan._MAX_SHARDS", 20)
+    monkeypatch.setattr("qurating_jax.selection.copying.plan._MAX_SHARDS", 20)
     with pytest.raises(UserError, match="raise --rows_per_shard"):
         _copy(tmp_path, samples.inputs_of([samples.documents()]), rows_per_shard=10)

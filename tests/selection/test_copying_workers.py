@@ -11,8 +11,8 @@ import pytest
 
 from qurating_jax.runtime import claims
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import copying
-from qurating_jax.selection.copying import CopyJob, copy_selection
+from qurating_jax.selection.copying import copier as copying
+from qurating_jax.selection.copying.copier import CopyJob, copy_selection
 
 ORDER = "shuffled"
 

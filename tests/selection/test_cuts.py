@@ -10,11 +10,11 @@ import pytest
 import reference
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection import cuts as engine
-from qurating_jax.selection.cuts import Draw
-from qurating_jax.selection.decision import Decision, Step
-from qurating_jax.selection.key_table import Cuts, KeyBlock, ListTable, Order
-from qurating_jax.selection.screen import Screen
+from qurating_jax.selection.drawing import cuts as engine
+from qurating_jax.selection.drawing.cuts import Draw
+from qurating_jax.selection.drawing.decision import Decision, Step
+from qurating_jax.selection.drawing.screen import Screen
+from qurating_jax.selection.keys.table import Cuts, KeyBlock, ListTable, Order
 
 STREAM = gumbel.noise_stream(3, "test")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection.drawing import Drawer, Member, cut_at, tally
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
-from qurating_jax.selection.screen import Screen
+from qurating_jax.selection.drawing.members import Drawer, Member, cut_at, tally
+from qurating_jax.selection.drawing.screen import Screen
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 
 NUM = 30_000
 

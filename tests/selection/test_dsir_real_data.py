@@ -15,10 +15,10 @@ from qurating_jax.data.documents import Rejects, read_documents
 from qurating_jax.method.dsir import num_tokens
 from qurating_jax.method.hashed_ngrams import NgramHasher
 from qurating_jax.runtime import manifest
-from qurating_jax.selection import key_cache
-from qurating_jax.selection.dsir import DsirOptions, weigh_documents
-from qurating_jax.selection.scan import KeyFields
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.dsir.weights import DsirOptions, weigh_documents
+from qurating_jax.selection.keys import cache as key_cache
+from qurating_jax.selection.keys.scan import KeyFields
+from qurating_jax.selection.keys.source import SelectionSource
 
 TOLERANCE = 1e-6  # relative
 PER_DOMAIN = 15

@@ -12,10 +12,12 @@ from qurating_jax.method import gumbel
 from qurating_jax.method.hashed_ngrams import NgramHasher
 from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UsageError, UserError
-from qurating_jax.selection import dsir, key_cache, ngram_files
-from qurating_jax.selection.dsir import DsirOptions, parse_targets, weigh_documents
-from qurating_jax.selection.scan import KeyFields
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.dsir import ngram_files
+from qurating_jax.selection.dsir import weights as dsir
+from qurating_jax.selection.dsir.weights import DsirOptions, parse_targets, weigh_documents
+from qurating_jax.selection.keys import cache as key_cache
+from qurating_jax.selection.keys.scan import KeyFields
+from qurating_jax.selection.keys.source import SelectionSource
 
 ROWS = runs.rows_of(60, 1)
 DEFAULTS = DsirOptions()

@@ -10,11 +10,12 @@ from input_samples import jsonl, parquet, put
 
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import duplicates, key_files, scan
-from qurating_jax.selection.duplicates import find_duplicates, together
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.scan import KeyFields
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys import duplicates, scan
+from qurating_jax.selection.keys import files as key_files
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.duplicates import find_duplicates, together
+from qurating_jax.selection.keys.scan import KeyFields
+from qurating_jax.selection.keys.source import SelectionSource
 
 FIELDS = KeyFields(tokens="length", domains=("domain",), ratings=("good",), text_hash=True)
 

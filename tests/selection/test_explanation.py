@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from scipy import special
 
 from qurating_jax.method import budget, gumbel
-from qurating_jax.selection.decision import Decision, Picked, Step
-from qurating_jax.selection.drawing import Drawer, Member, cut_at
-from qurating_jax.selection.explanation import QUANTILES, Asked, Scanned, explain
-from qurating_jax.selection.key_table import Cuts, KeyBlock, ListTable, Order
+from qurating_jax.selection.drawing.decision import Decision, Picked, Step
+from qurating_jax.selection.drawing.members import Drawer, Member, cut_at
+from qurating_jax.selection.explaining.explanation import QUANTILES, Asked, Scanned, explain
+from qurating_jax.selection.keys.table import Cuts, KeyBlock, ListTable, Order
 
 SAMPLE = Order("rating", 0.5, 0.25, gumbel.noise_stream(1, "explained"))
 TOP = Order("rating", 1.0)

@@ -11,8 +11,8 @@ from qurating_jax.data.ranked_tokens import in_rank_order
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import id_list
-from qurating_jax.selection.id_list import Finder, IdListWriter, id_schema, read_id_list
+from qurating_jax.selection.copying import id_list
+from qurating_jax.selection.copying.id_list import Finder, IdListWriter, id_schema, read_id_list
 
 
 def _table(ids, start=0):

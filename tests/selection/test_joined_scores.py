@@ -10,10 +10,11 @@ from input_samples import jsonl, parquet, put
 
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import joined_scores, scan
-from qurating_jax.selection.joined_scores import Joined, join
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.scan import KeyFields
+from qurating_jax.selection.keys import joined as joined_scores
+from qurating_jax.selection.keys import scan
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.joined import Joined, join
+from qurating_jax.selection.keys.scan import KeyFields
 
 
 def documents(tmp_path, ids, max_rows=7):

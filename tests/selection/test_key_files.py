@@ -19,10 +19,10 @@ from qurating_jax.method.gumbel import hash_ids
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.claims import Claims
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import key_cache
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.key_files import part_name
-from qurating_jax.selection.scan import MISSING_DOMAIN, KeyFields
+from qurating_jax.selection.keys import cache as key_cache
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.files import part_name
+from qurating_jax.selection.keys.scan import MISSING_DOMAIN, KeyFields
 
 FIELDS = KeyFields(tokens="length", domains=("domain",), ratings=("good", "n"), text_hash=True)
 
@@ -236,8 +236,8 @@ def test_what_another_process_has_at_work_is_waited_for(tmp_path, monkeypatch):
 KILLED = """
 import sys
 from qurating_jax.runtime import manifest
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.scan import KeyFields
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.scan import KeyFields
 if __name__ == "__main__":
     cache, workers, *files = sys.argv[1:]
     fields = KeyFields(tokens="length", domains=("domain",), ratings=("good", "n"), text_hash=True)

@@ -17,8 +17,8 @@ from qurating_jax.data.parts import Parts
 from qurating_jax.method.dsir import bucket_counts
 from qurating_jax.method.hashed_ngrams import NgramHasher, Ngrams
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import ngram_files
-from qurating_jax.selection.ngram_files import HashJob, NgramFiles
+from qurating_jax.selection.dsir import ngram_files
+from qurating_jax.selection.dsir.ngram_files import HashJob, NgramFiles
 
 
 def files_of(directory):

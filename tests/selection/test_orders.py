@@ -11,9 +11,9 @@ from input_samples import parquet, put
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import manifest
 from qurating_jax.selection import orders
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.scan import KeyFields
-from qurating_jax.selection.screen import Screen
+from qurating_jax.selection.drawing.screen import Screen
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.scan import KeyFields
 
 NUM = 200
 MEMORY = 1 << 20

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import manifest
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import overlap
-from qurating_jax.selection.id_list import IdListWriter, id_schema
-from qurating_jax.selection.key_table import KeyBlock, ListTable
-from qurating_jax.selection.overlap import Chosen, Common
+from qurating_jax.selection.copying.id_list import IdListWriter, id_schema
+from qurating_jax.selection.explaining import overlap
+from qurating_jax.selection.explaining.overlap import Chosen, Common
+from qurating_jax.selection.keys.table import KeyBlock, ListTable
 
 LISTS = st.dictionaries(st.integers(0, 40), st.integers(0, 90))  # document -> tokens
 

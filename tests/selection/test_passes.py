@@ -9,13 +9,14 @@ import pytest
 
 from qurating_jax.method import gumbel
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import passes, ranks, statistics
 from qurating_jax.selection.benching import draws
-from qurating_jax.selection.cuts import Draw
-from qurating_jax.selection.decision import Decision, Step
-from qurating_jax.selection.explanation import Asked, Scanned, explain
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
-from qurating_jax.selection.overlap import chosen_by
+from qurating_jax.selection.copying import ranks
+from qurating_jax.selection.drawing.cuts import Draw
+from qurating_jax.selection.drawing.decision import Decision, Step
+from qurating_jax.selection.explaining.explanation import Asked, Scanned, explain
+from qurating_jax.selection.explaining.overlap import chosen_by
+from qurating_jax.selection.keys import passes, statistics
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 from qurating_jax.selection.search import temperature_for_kl
 
 NUM = 30_000

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from qurating_jax.method import budget as budgets
 from qurating_jax.method import gumbel
 from qurating_jax.selection import orders
-from qurating_jax.selection.cuts import Draw
-from qurating_jax.selection.decision import Decision, Step
-from qurating_jax.selection.drawing import Drawer, Member, tally
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
+from qurating_jax.selection.drawing.cuts import Draw
+from qurating_jax.selection.drawing.decision import Decision, Step
+from qurating_jax.selection.drawing.members import Drawer, Member, tally
+from qurating_jax.selection.drawing.screen import Screen
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 from qurating_jax.selection.options import SelectOptions
-from qurating_jax.selection.screen import Screen
 
 CHANCE = 1e-3
 # Ratings, tokens, budget, temperature: the set of the selected documents, not its size alone, depends on the order.

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection import ranks
-from qurating_jax.selection.decision import Picked
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
-from qurating_jax.selection.ranks import Ranges, Ranking
+from qurating_jax.selection.copying import ranks
+from qurating_jax.selection.copying.ranks import Ranges, Ranking
+from qurating_jax.selection.drawing.decision import Picked
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 
 STREAM = gumbel.noise_stream(3, "order")
 BY = Order("expertise", scale=0.5, shift=-1.0, stream=gumbel.noise_stream(3, "by"))

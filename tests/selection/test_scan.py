@@ -10,8 +10,8 @@ from input_samples import COLUMNAR, jsonl, parquet, put, source_of
 from qurating_jax.data.documents import content_id
 from qurating_jax.method.gumbel import hash_ids
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.key_files import KeyCounts
-from qurating_jax.selection.scan import MISSING_DOMAIN, KeyFields, hash_texts, scan_part
+from qurating_jax.selection.keys.files import KeyCounts
+from qurating_jax.selection.keys.scan import MISSING_DOMAIN, KeyFields, hash_texts, scan_part
 
 
 def scan(paths, fields, tokenizer=None, **options):

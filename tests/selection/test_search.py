@@ -8,9 +8,10 @@ from scipy import special
 
 from qurating_jax.method import gumbel
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection import search, statistics
-from qurating_jax.selection.drawing import Drawer
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
+from qurating_jax.selection import search
+from qurating_jax.selection.drawing.members import Drawer
+from qurating_jax.selection.keys import statistics
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 
 
 def _table(num=4000, seed=0):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from qurating_jax.method import budget, gumbel
-from qurating_jax.selection import overlap, show
-from qurating_jax.selection.drawing import Drawer, Member
-from qurating_jax.selection.explanation import Asked, Scanned, explain
-from qurating_jax.selection.key_table import KeyBlock, ListTable, Order
+from qurating_jax.selection.drawing.members import Drawer, Member
+from qurating_jax.selection.explaining import overlap, show
+from qurating_jax.selection.explaining.explanation import Asked, Scanned, explain
+from qurating_jax.selection.keys.table import KeyBlock, ListTable, Order
 
 HOSTILE = "[red]we\x1b[2Jb\u202e\ncut"
 

@@ -10,7 +10,7 @@ from qurating_jax.data.columnar import ColumnFile
 from qurating_jax.data.documents import Rejects, content_id, read_documents
 from qurating_jax.data.parts import Parts
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.source import SelectionSource, schema_of
+from qurating_jax.selection.keys.source import SelectionSource, schema_of
 
 MIXED = [
     {"id": "a", "text": "one", "n": 1, "meta": {"source": "web", "k": 1}},

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qurating_jax.method import stats
-from qurating_jax.selection import passes, statistics
-from qurating_jax.selection.key_table import KeyBlock, ListTable
+from qurating_jax.selection.keys import passes, statistics
+from qurating_jax.selection.keys.table import KeyBlock, ListTable
 
 PROBABILITIES = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0]
 SCORE = st.one_of(st.sampled_from([0.0, -0.0, 1.5, -2.0, math.nan]), st.floats(-1e4, 1e4, width=32))

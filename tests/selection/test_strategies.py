@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qurating_jax.method import gumbel
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.selection import strategies
-from qurating_jax.selection.key_table import KeyBlock, ListTable
+from qurating_jax.selection.keys.table import KeyBlock, ListTable
 from qurating_jax.selection.options import SelectOptions
 
 MEMORY = 1 << 20

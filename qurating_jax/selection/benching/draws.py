@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from qurating_jax.method import budget, gumbel
 from qurating_jax.runtime.processes import standing_pool
-from qurating_jax.selection import passes, statistics
-from qurating_jax.selection.cuts import Draw
-from qurating_jax.selection.decision import Decision, Step
-from qurating_jax.selection.key_table import KeyBlock, Order
+from qurating_jax.selection.drawing.cuts import Draw
+from qurating_jax.selection.drawing.decision import Decision, Step
+from qurating_jax.selection.keys import passes, statistics
+from qurating_jax.selection.keys.table import KeyBlock, Order
 
 _PART_ROWS = 5_000_000
 _WRITE_ROWS = 1 << 20

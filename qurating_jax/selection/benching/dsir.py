@@ -25,8 +25,8 @@ from qurating_jax.data.parts import cut_parts
 from qurating_jax.method.dsir import log_ratios
 from qurating_jax.method.hashed_ngrams import NgramHasher
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.dsir import DsirOptions, count_raw, hash_input, read_target, write_weights
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.dsir.weights import DsirOptions, count_raw, hash_input, read_target, write_weights
+from qurating_jax.selection.keys.source import SelectionSource
 
 _PEER = "data-selection"
 _TOLERANCE = 1e-6  # of weights, relative

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection.key_table import Cuts, KeyBlock, Order
-from qurating_jax.selection.passes import chunks
-from qurating_jax.selection.screen import Screen, Window
+from qurating_jax.selection.drawing.screen import Screen, Window
+from qurating_jax.selection.keys.passes import chunks
+from qurating_jax.selection.keys.table import Cuts, KeyBlock, Order
 
 NOBODY = -1
 

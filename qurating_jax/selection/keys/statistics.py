@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qurating_jax.method import normalize, stats
-from qurating_jax.selection import passes
-from qurating_jax.selection.key_table import KeyBlock, KeyTable
+from qurating_jax.selection.keys import passes
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable
 
 Chosen = Callable[[KeyBlock], NDArray[np.bool_]]  # which rows of a block count; it must be possible to send it
 

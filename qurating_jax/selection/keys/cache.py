@@ -16,10 +16,10 @@ from qurating_jax.runtime.claims import Claims, claims_on
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.processes import crew
 from qurating_jax.runtime.progress import progress
-from qurating_jax.selection import key_files
-from qurating_jax.selection.key_files import KeyFiles, part_name
-from qurating_jax.selection.scan import KeyFields, scan_part
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys import files as key_files
+from qurating_jax.selection.keys.files import KeyFiles, part_name
+from qurating_jax.selection.keys.scan import KeyFields, scan_part
+from qurating_jax.selection.keys.source import SelectionSource
 
 if TYPE_CHECKING:
     from qurating_jax.data.tokenizer import TextTokenizer

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection.cuts import Draw, Measure
-from qurating_jax.selection.decision import Decision, Step
-from qurating_jax.selection.key_table import Cuts, KeyBlock, KeyTable, Order
-from qurating_jax.selection.passes import over
+from qurating_jax.selection.drawing.cuts import Draw, Measure
+from qurating_jax.selection.drawing.decision import Decision, Step
+from qurating_jax.selection.keys.passes import over
+from qurating_jax.selection.keys.table import Cuts, KeyBlock, KeyTable, Order
 
 _LAST_HASH = np.uint64((1 << 64) - 1)
 

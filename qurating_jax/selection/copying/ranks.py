@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection import passes
-from qurating_jax.selection.decision import Picked
-from qurating_jax.selection.key_table import KeyBlock, KeyTable, Order
-from qurating_jax.selection.screen import Screen
+from qurating_jax.selection.drawing.decision import Picked
+from qurating_jax.selection.drawing.screen import Screen
+from qurating_jax.selection.keys import passes
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable, Order
 
 _DOCUMENT_BYTES = 48  # place and hash, and what sorting takes
 _DIGIT_BITS = 16  # of a histogram

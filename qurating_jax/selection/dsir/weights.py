@@ -27,9 +27,9 @@ from qurating_jax.method.hashed_ngrams import NUM_BUCKETS
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.runtime.progress import progress
-from qurating_jax.selection.key_table import KeyBlock
-from qurating_jax.selection.ngram_files import HashJob, NgramFiles, PartReader, digest
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.dsir.ngram_files import HashJob, NgramFiles, PartReader, digest
+from qurating_jax.selection.keys.source import SelectionSource
+from qurating_jax.selection.keys.table import KeyBlock
 
 _TARGET_ROWS, _TARGET_BYTES = 1 << 17, 128 << 20  # of a part of a target
 _PLACE_BITS = 16  # of a place in the order that the raw sample is taken in, for its histogram

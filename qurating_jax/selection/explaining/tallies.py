@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from qurating_jax.method.grouped_sums import GroupedSum
 from qurating_jax.method.stats import ExactSum, SoftmaxMoments, exact_squares
-from qurating_jax.selection.decision import Picked
-from qurating_jax.selection.key_table import KeyBlock, KeyTable, Order
-from qurating_jax.selection.passes import over
+from qurating_jax.selection.drawing.decision import Picked
+from qurating_jax.selection.keys.passes import over
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable, Order
 
 _ROWS = 1 << 16  # worked on at a time
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.id_list import RANK, id_list_path
-from qurating_jax.selection.key_table import KeyBlock, KeyTable
-from qurating_jax.selection.passes import over
-from qurating_jax.selection.scan import hash_texts
-from qurating_jax.selection.tallies import Picks
+from qurating_jax.selection.copying.id_list import RANK, id_list_path
+from qurating_jax.selection.explaining.tallies import Picks
+from qurating_jax.selection.keys.passes import over
+from qurating_jax.selection.keys.scan import hash_texts
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable
 
 _ROWS = 1 << 16  # worked on at a time
 _MAX_TOKENS = 2**31 - 1

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from qurating_jax.data import document_columns as columns
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.key_files import KeyCounts, PartKeys
-from qurating_jax.selection.key_table import KeyBlock
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys.files import KeyCounts, PartKeys
+from qurating_jax.selection.keys.source import SelectionSource
+from qurating_jax.selection.keys.table import KeyBlock
 
 if TYPE_CHECKING:
     from qurating_jax.data.tokenizer import TextTokenizer

@@ -27,10 +27,10 @@ from qurating_jax.runtime.claims import claims_on
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.processes import crew
 from qurating_jax.runtime.progress import progress
-from qurating_jax.selection.key_files import KeyFiles, broken, open_array, open_batch, score_path, write_array
-from qurating_jax.selection.ranges import is_of_range, num_ranges
-from qurating_jax.selection.scan import digest_texts
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys.files import KeyFiles, broken, open_array, open_batch, score_path, write_array
+from qurating_jax.selection.keys.ranges import is_of_range, num_ranges
+from qurating_jax.selection.keys.scan import digest_texts
+from qurating_jax.selection.keys.source import SelectionSource
 
 _METADATA = b"qurating.duplicates"
 _HASH_BYTES = 32  # of memory per hash of a range: collected, joined, sorted, and what stands twice

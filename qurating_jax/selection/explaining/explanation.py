@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method.stats import ExactSum, SoftmaxMoments
-from qurating_jax.selection import tallies
-from qurating_jax.selection.cuts import Measure
-from qurating_jax.selection.key_table import KeyBlock, KeyTable, Order
-from qurating_jax.selection.statistics import quantiles
-from qurating_jax.selection.tallies import Draft, Means, Picks, RatingTally, Spread, Tally
+from qurating_jax.selection.drawing.cuts import Measure
+from qurating_jax.selection.explaining import tallies
+from qurating_jax.selection.explaining.tallies import Draft, Means, Picks, RatingTally, Spread, Tally
+from qurating_jax.selection.keys.statistics import quantiles
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable, Order
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from qurating_jax.data.parts import Parts
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.key_table import KeyBlock
-from qurating_jax.selection.source import schema_of
+from qurating_jax.selection.keys.source import schema_of
+from qurating_jax.selection.keys.table import KeyBlock
 
 _METADATA = b"qurating.keys"
 _VERSION = 1

@@ -20,11 +20,11 @@ from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.claims import claims_on
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.progress import progress
-from qurating_jax.selection.key_cache import ScanOptions, prepare
-from qurating_jax.selection.key_files import KeyFiles, broken
-from qurating_jax.selection.ranges import num_ranges, rows_of_range
-from qurating_jax.selection.scan import KeyFields
-from qurating_jax.selection.source import SelectionSource
+from qurating_jax.selection.keys.cache import ScanOptions, prepare
+from qurating_jax.selection.keys.files import KeyFiles, broken
+from qurating_jax.selection.keys.ranges import num_ranges, rows_of_range
+from qurating_jax.selection.keys.scan import KeyFields
+from qurating_jax.selection.keys.source import SelectionSource
 
 _COPIES = 3  # of the scores of a range in memory: collected, joined, sorted
 _TIMEOUT_SECONDS = 6 * 3600.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.claims import Claims
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.ranks import Ranges
+from qurating_jax.selection.copying.ranks import Ranges
 
 _TIMEOUT_SECONDS = 6 * 3600.0
 _MAX_PARTS = 64  # of a run

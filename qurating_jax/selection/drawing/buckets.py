@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from qurating_jax.selection.screen import Window
+from qurating_jax.selection.drawing.screen import Window
 
 
 class Buckets:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from qurating_jax.data.document_columns import conform
 from qurating_jax.method import gumbel
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.selection.id_list import KEY, MEMBER, RANK, id_schema
-from qurating_jax.selection.key_table import KeyTable
-from qurating_jax.selection.ranks import Picks, Ranking
+from qurating_jax.selection.copying.id_list import KEY, MEMBER, RANK, id_schema
+from qurating_jax.selection.copying.ranks import Picks, Ranking
+from qurating_jax.selection.keys.table import KeyTable
 
 ORDER_KEY = "order_key"
 REMEDY = "as a selection has: select from the annotated documents instead, or rename them"

@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qurating_jax.selection import passes
-from qurating_jax.selection.buckets import Buckets
-from qurating_jax.selection.key_table import Cuts, KeyBlock, KeyTable, Order
-from qurating_jax.selection.screen import Screen, Settled, Window
+from qurating_jax.selection.drawing.buckets import Buckets
+from qurating_jax.selection.drawing.screen import Screen, Settled, Window
+from qurating_jax.selection.keys import passes
+from qurating_jax.selection.keys.table import Cuts, KeyBlock, KeyTable, Order
 
 log = logging.getLogger(__name__)
 

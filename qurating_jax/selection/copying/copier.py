@@ -35,12 +35,12 @@ from qurating_jax.runtime.claims import Claims, claims_on
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.processes import Crew, crew
 from qurating_jax.runtime.progress import progress
-from qurating_jax.selection.copy_plan import CopyPlan, in_input_order, read_plan, shared_plan
-from qurating_jax.selection.copy_rows import CopyInputs, PartRows, in_order
-from qurating_jax.selection.id_list import IDS, KEY, RANK, IdListWriter, id_schema, read_summary
-from qurating_jax.selection.passes import num_processes
-from qurating_jax.selection.ranks import Ranking, rank
-from qurating_jax.selection.spill import SliceGatherer, read_range
+from qurating_jax.selection.copying.id_list import IDS, KEY, RANK, IdListWriter, id_schema, read_summary
+from qurating_jax.selection.copying.plan import CopyPlan, in_input_order, read_plan, shared_plan
+from qurating_jax.selection.copying.ranks import Ranking, rank
+from qurating_jax.selection.copying.rows import CopyInputs, PartRows, in_order
+from qurating_jax.selection.copying.spill import SliceGatherer, read_range
+from qurating_jax.selection.keys.passes import num_processes
 
 SPILL = "spill"
 

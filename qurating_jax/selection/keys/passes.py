@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.processes import standing_pool
-from qurating_jax.selection.key_table import KeyBlock, KeyTable, concatenate
+from qurating_jax.selection.keys.table import KeyBlock, KeyTable, concatenate
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.method import gumbel
-from qurating_jax.selection.key_table import KeyBlock, Order
-from qurating_jax.selection.passes import CHUNK_ROWS
+from qurating_jax.selection.keys.passes import CHUNK_ROWS
+from qurating_jax.selection.keys.table import KeyBlock, Order
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

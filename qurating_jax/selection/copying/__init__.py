@@ -1,0 +1,1 @@
+"""The selected documents out: rows in files, ids in a list."""

@@ -1,0 +1,1 @@
+"""From orders of documents to thresholds: which documents a budget takes."""

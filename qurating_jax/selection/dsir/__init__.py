@@ -1,0 +1,1 @@
+"""DSIR: hashed n-grams of an input, weighed against targets."""

@@ -1,0 +1,1 @@
+"""What a selection did, in numbers and tables."""

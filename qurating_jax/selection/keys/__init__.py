@@ -1,0 +1,1 @@
+"""The few numbers per document that decide: scanned once into key files, read in passes."""
