@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import pyarrow as pa
 import pytest
 import select_runs as runs
 from select_runs import BUDGET, EXPERTISE, RATING, STYLE
@@ -12,6 +13,7 @@ from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.selection import settings
 from qurating_jax.selection.copying import copier as copying
 from qurating_jax.selection.keys import cache as key_cache
+from qurating_jax.selection.keys import passes
 from qurating_jax.selection.keys.source import SelectionSource
 from qurating_jax.selection.options import SelectOptions
 
@@ -232,3 +234,32 @@ def test_the_settings_name_every_option_that_decides():
 def test_the_settings_that_count(tmp_path, source, options, expected):
     found = runs.select(tmp_path / "out", source, seed=7, write="ids", **options)
     assert {name: found.explained["settings"][name] for name in expected} == expected
+
+
+# ---- passes by processes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"domain_field": ("domain",), "order": "key_ascending", "order_by": EXPERTISE, "order_temperature": 1.0},
+        {"rating": (f"{RATING}=2", STYLE), "normalize": "rank"},
+        {"strategy": "mix", "members": (RATING, STYLE), "domain_field": ("domain",), "rating": ()},
+        {"strategy": "percentile", "percentile": 80.0},
+    ],
+)
+def test_processes_and_pieces_of_passes_change_nothing(tmp_path, table, monkeypatch, options):
+    twice = runs.write(tmp_path / "in", pa.concat_tables([table, table.slice(3, 40)]), 3)
+    options = {"on_duplicate_id": "drop", "rows_per_part": 130} | options
+    alone = runs.select(tmp_path / "alone", twice, **options)
+    monkeypatch.setattr(passes, "_MANY_ROWS", 1)
+    monkeypatch.setattr(passes, "PIECE_ROWS", 50)
+    monkeypatch.setattr(passes, "num_processes", lambda: 2)
+    monkeypatch.setattr(copying, "num_processes", lambda: 2)
+    shared = runs.select(tmp_path / "shared", twice, **options)
+    assert shared.explained == alone.explained
+    names = sorted(path.name for path in alone.output.iterdir() if path.suffix in (".parquet", ".json"))
+    names = [name for name in names if name not in ("manifest.json", "decision.json")]
+    assert names == ["ids.parquet", "part-00000.parquet", "run.json", "selection.json"]
+    for name in names:
+        assert (shared.output / name).read_bytes() == (alone.output / name).read_bytes()
