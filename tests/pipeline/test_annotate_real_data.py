@@ -148,7 +148,7 @@ def test_a_small_corpus_from_documents_to_a_selection_killed_twice(tmp_path, rea
         counts = select_subset.main(
             select_subset.Config(
                 input=(str(tmp_path / name / "out"),), output=str(tmp_path / name / "selection"), strategy="top_k",
-                rating="educational_value_average", budget_tokens=50_000,
+                rating=("educational_value_average",), budget_tokens=50_000,
             )
         )  # fmt: skip
     selected = runs.read_parts(tmp_path / "killed" / "selection")
@@ -160,4 +160,4 @@ def test_a_small_corpus_from_documents_to_a_selection_killed_twice(tmp_path, rea
     assert selected["index"].to_pylist() == sorted(best.tolist())
     assert counts["selected_tokens"] == int(reached[len(best) - 1])
     ids = pq.read_table(tmp_path / "killed" / "selection" / "ids.parquet")
-    assert ids["id"].to_pylist() == rated["id"].to_pylist()
+    assert ids["id"].to_pylist() == rated["id"].take(best).to_pylist()
