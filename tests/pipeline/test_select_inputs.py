@@ -242,3 +242,13 @@ def test_hostile_names(tmp_path, table, capsys):
     )
     assert set(mixed.rows["selection_member"].to_pylist()) == {HOSTILE, STYLE}
     assert not any(sign in capsys.readouterr().out for sign in ("\x1b", "\u202e"))
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 2, 100])
+def test_rows_without_a_text_are_empty_texts_however_the_input_is_cut(tmp_path, rows_per_part):
+    rows = [{"id": f"d{number}", "length": 5} | ({"text": f"text {number}"} if number % 3 == 2 else {})
+            for number in range(12)]  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"strategy": "uniform", "rating": (), "deduplicate_text": True, "rows_per_part": rows_per_part}
+    found = runs.select(tmp_path / "out", str(tmp_path / "in.jsonl"), budget_tokens=20, **options)
+    assert found.explained["rejected"]["duplicate_text"] == 7  # of eight documents with the empty text one counts

@@ -177,6 +177,7 @@ def test_missing_columns(tmp_path):
         (KeyFields(ratings=("god",)), r"no column `god` \(--rating\); columns: id, text, length, domain, good, n"),
         (KeyFields(domains=("domain", "meta.x")), r"no column `meta\.x` \(--domain_field\)"),
         (KeyFields(tokens="tokens"), r"no column `tokens` \(--tokens_field\)"),
+        (KeyFields(text="txt", text_hash=True), r"no column `txt` \(--text_field\)"),
     ):
         for some in (files, files[:1]):
             with pytest.raises(UserError, match=message):

@@ -93,7 +93,7 @@ def test_a_part_against_plain_loops(tmp_path, rows, name, width):
         no_tokens=sum(row["length"] == 0 for row in rows),
         missing_domains=sum(row["lang"] is None or row["meta"]["source"] is None for row in rows),
     )
-    assert set(keys.found) == {"length", "meta.source", "lang", "good"}
+    assert set(keys.found) == {"length", "meta.source", "lang", "good", "text"}
     assert set(keys.schema.names) == set(SCHEMA.names)
 
 
@@ -182,7 +182,6 @@ def test_domains_of_many_kinds(tmp_path):
         ({"ratings": ("yes",)}, r"`yes` holds bool, not ratings"),
         ({"domains": ("real",)}, r"`real` holds double, not names of domains \(--domain_field\)"),
         ({"text": "real", "text_hash": True}, r"`real` holds double, not texts \(--text_field\)"),
-        ({"text": "nope", "text_hash": True}, r"no column `nope` \(--text_field\)"),
     ],
 )
 def test_errors_name_column_and_option(tmp_path, fields, message):

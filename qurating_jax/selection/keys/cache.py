@@ -79,7 +79,8 @@ def prepare(
         "parts": [options.max_rows, options.max_bytes],
     }
     directory = storage.join(cache, manifest.sha256(json.dumps(identity, sort_keys=True))[:32])
-    _check_columns(files, fields)
+    needed = fields.options(counts_tokens=tokenizer is not None)
+    _check_columns(files, needed)
     storage.make_dirs(directory)
     claims = claims_on(directory)
     parts = _shared_parts(directory, files, options, claims)
@@ -92,7 +93,7 @@ def prepare(
     if claims is not None:
         claims.remove()
     keys = KeyFiles(directory, parts, id_field=fields.id)
-    for name, option in fields.options().items():
+    for name, option in needed.items():
         if name not in keys.found:
             raise _no_column(name, option, keys.schema.names)
     if not keys.counts.documents:
@@ -202,9 +203,9 @@ def _shared_parts(directory: str, files: Sequence[str], options: ScanOptions, cl
     return Parts.from_json(storage.read_json(path), where=path)
 
 
-def _check_columns(files: Sequence[str], fields: KeyFields) -> None:
+def _check_columns(files: Sequence[str], needed: Mapping[str, str]) -> None:
     """Finds a misspelt column before any work, where that can be said without reading JSON lines."""
-    left, names = fields.options(), dict[str, None]()
+    left, names = dict(needed), dict[str, None]()
     for file in files:
         if not left or file.endswith(tuple(JSONL_CODECS)):
             return

@@ -49,10 +49,11 @@ class KeyFields:
     ratings: tuple[str, ...] = ()
     text_hash: bool = False
 
-    def options(self) -> dict[str, str]:
+    def options(self, *, counts_tokens: bool) -> dict[str, str]:
         """The columns that some part of the input has to have, and the option that names each."""
         found = dict.fromkeys(self.ratings, "rating") | dict.fromkeys(self.domains, "domain_field")
-        return found | ({self.tokens: "tokens_field"} if self.tokens else {})
+        found |= {self.tokens: "tokens_field"} if self.tokens else {}
+        return found | ({self.text: "text_field"} if self.text_hash or counts_tokens else {})
 
     def names(self, *, counts_tokens: bool) -> list[str]:
         """The fields to read."""
@@ -102,7 +103,7 @@ def scan_part(
         domain_names,
         hash_texts(texts) if fields.text_hash and texts is not None else None,
         counts,
-        tuple(name for name in fields.options() if columns.has(schema, name)),
+        tuple(name for name in fields.options(counts_tokens=counts_tokens) if columns.has(schema, name)),
         schema,
     )
 
@@ -144,10 +145,8 @@ def _digests(values: pa.Array | pa.ChunkedArray, num_bytes: int) -> NDArray[np.u
 
 def _texts(table: pa.Table, fields: KeyFields) -> pa.ChunkedArray:
     values = columns.find(table, fields.text)
-    if values is None:
-        if len(table):
-            raise _missing(table, fields.text, "text_field")
-        values = pa.chunked_array([], pa.string())  # every row of the part was rejected
+    if values is None:  # of JSON lines a part whose rows have no text; that all parts lack it is said at the end
+        values = pa.chunked_array([pa.nulls(len(table), pa.string())])
     if pa.types.is_null(values.type):
         values = values.cast(pa.string())
     if not columns.is_text(values.type):
