@@ -1,10 +1,10 @@
 """Where a selection ends: exact thresholds for a budget, in few passes over a key table and bounded memory.
 
 A sample of the documents says where the threshold of every domain must lie, up to a margin of five standard errors. One
-pass then adds up what comes before that window and gathers the documents in it, 0.3 % of all, or 1.5 % in 16 domains; sorting these
-gives the threshold. The pass itself shows whether the window was right. Where it was not, it is widened; where it holds
-more documents than memory allows (a rating of few values, a tiny limit), histogram passes narrow it, in the end by the
-hashes that order equal keys. The result depends on nothing of this, only on keys, hashes and targets.
+pass then adds up what comes before that window and gathers the documents in it (0.3 % of 50M, or 1.5 % in 16 domains);
+sorting these gives the threshold. The pass itself shows whether the window was right. Where it was not, it is widened;
+where it holds more documents than memory allows (a rating of few values, a tiny limit), histogram passes narrow it, in
+the end by the hashes that order equal keys. The result depends on nothing of this, only on keys, hashes and targets.
 """
 
 import logging
