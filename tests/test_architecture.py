@@ -22,7 +22,7 @@ from qurating_jax.__main__ import STAGES
 PACKAGE = Path(qurating_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ROOMS = ("judges", "scoring", "selection", "training", "reporting")
+ROOMS = ("judges", "scoring", "selection", "tokenizing", "training", "reporting")
 BELOW_ROOMS = ("models", "data", "method", "parallel", "runtime")
 # Part of the package -> what it may import of ours beside itself: a part, or one module of it.
 MAY_IMPORT = {
@@ -42,6 +42,7 @@ MAY_IMPORT = {
 SETTINGS = (
     "models.config",
     "training.options",
+    "training.lm_options",
     "training.rater_options",
     "scoring.options",
     "selection.options",
