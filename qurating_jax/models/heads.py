@@ -71,6 +71,7 @@ def window_losses(
     tokens_BT: Array,
     targets_BT: Array,
     lengths_BR: Array,
+    context_BR: Array | None = None,
     *,
     compute: ComputeConfig,
 ) -> Array:
@@ -82,6 +83,7 @@ def window_losses(
         tokens_BT: int32 token ids that are read.
         targets_BT: int32 token ids that they predict, place by place.
         lengths_BR: int32 tokens of every window; 0 is no window.
+        context_BR: int32, so many tokens at the start of every window are only read; their losses do not count.
         compute: dtype, remat and scan settings.
 
     Returns:
@@ -94,7 +96,8 @@ def window_losses(
     losses_BT = _cross_entropies(llama.final_norm(params, config, x_BTD), targets_BT, lm_kernel(params, config))
     tokens_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
     stops_BR = jnp.cumsum(lengths_BR, axis=1)
-    inside_BRT = (tokens_T < stops_BR[..., None]) & (tokens_T >= (stops_BR - lengths_BR)[..., None])
+    starts_BR = stops_BR - lengths_BR + (0 if context_BR is None else context_BR)
+    inside_BRT = (tokens_T < stops_BR[..., None]) & (tokens_T >= starts_BR[..., None])
     return jnp.sum(jnp.where(inside_BRT, losses_BT[:, None, :], 0.0), axis=-1)
 
 

@@ -64,23 +64,32 @@ class _Preserve:
         return [index >= newest or info.step == self.protected for index, info in enumerate(checkpoints)]
 
 
-def restore_params(directory: str, abstract: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any], int]:
-    """Only the parameters of the newest checkpoint: params, document, step.
+def committed_steps(directory: str) -> list[int]:
+    """The steps of the committed checkpoints in a `checkpoints/` directory, increasing; none where there is none."""
+    if not Path(directory).is_dir() and "://" not in directory:
+        return []
+    with _reader(directory) as manager:
+        return sorted(manager.all_steps())
+
+
+def restore_params(
+    directory: str, abstract: Callable[[dict[str, Any]], Any], step: int | None = None
+) -> tuple[Any, dict[str, Any], int]:
+    """Only the parameters of a checkpoint: params, document, step.
 
     Args:
         directory: a `checkpoints/` directory.
         abstract: the stored document -> shapes, dtypes and shardings of the parameters.
+        step: a committed step; None: the newest.
 
     Raises:
-        FileNotFoundError: no committed checkpoint.
+        FileNotFoundError: no committed checkpoint (of that step).
     """
-    if not Path(directory).is_dir() and "://" not in directory:
+    steps = committed_steps(directory)
+    if not steps or (step is not None and step not in steps):
         raise FileNotFoundError(directory)
-    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
-    with ocp.CheckpointManager(_absolute(directory), options=options) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(directory)
+    step = steps[-1] if step is None else step
+    with _reader(directory) as manager:
         document = manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
         target = {"params": abstract(document)}
         restore = ocp.args.PyTreeRestore(
@@ -88,6 +97,11 @@ def restore_params(directory: str, abstract: Callable[[dict[str, Any]], Any]) ->
         )
         restored = manager.restore(step, args=ocp.args.Composite(state=restore))
         return restored.state["params"], document, step
+
+
+def _reader(directory: str) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+    return ocp.CheckpointManager(_absolute(directory), options=options)
 
 
 def _absolute(directory: str) -> str:
