@@ -1,6 +1,5 @@
-"""tokenize, train-lm, train-rater and convert as commands: resumed, killed, on several processes, converted back."""
+"""tokenize, train-lm and train-rater as commands: resumed, killed, on several processes."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -12,13 +11,11 @@ import sys
 
 import jax
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from qurating_jax import __main__ as command
 from qurating_jax.data import tokens
 from qurating_jax.data.tokenizer import load_tokenizer, train_byte_level_bpe
-from qurating_jax.pipeline import tokenize
 from qurating_jax.runtime import manifest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -62,90 +59,12 @@ def tokenize_command(root, output):
     return ["tokenize", *where, "--sequence_tokens", SEQUENCE]
 
 
-# ---- tokenize
-
-
-def test_documents_come_back_from_rows_and_spans(places):
-    tokenizer = load_tokenizer(str(places / "tokens" / "tokenizer"))
-    counts = manifest.read(str(places / "tokens"))["counts"]
-    rows = tokens.TokenRows(str(places / "tokens" / "tokens"))
-    content = rows.fetch(np.arange(rows.num_rows))
-    found = {}
-    for span in pq.read_table(places / "tokens" / "rows.parquet").to_pylist():
-        body = found.setdefault(span["id"], [])
-        assert span["offset"] == len(body)
-        body += content["tokens"][span["row"], span["start"] : span["start"] + span["num_tokens"]].tolist()
-    with open(places / "documents.jsonl") as stream:
-        documents = {row["id"]: row["text"] for row in map(json.loads, stream)}
-    assert {body[-1] for body in found.values()} == {tokenizer.eos_id}
-    assert {name: tokenizer.decode(body[:-1]) for name, body in found.items()} == {
-        name: text for name, text in documents.items() if text
-    }
-    document_tokens = sum(len(body) - 1 for body in found.values())
-    assert counts == {
-        "documents": 62,
-        "empty": 1,
-        "rejected": 0,
-        "document_tokens": document_tokens,
-        "tokens": document_tokens + 61,
-        "rows": rows.num_rows,
-        "padding": rows.num_rows * SEQUENCE - document_tokens - 61,
-        "sequence_tokens": SEQUENCE,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.identity,
-    }
-    assert (content["segment_ids"] != 0).sum() == counts["tokens"]
-
-
-def test_the_counts_are_the_last_line_as_json(places, capsys):
-    assert run_here(*tokenize_command(places, "tokens"), "--json") == 0  # finished: only reads
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == manifest.read(str(places / "tokens"))["counts"]
-
-
 def content_digest(directory):
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(pathlib.Path(directory).rglob("*"))
         if path.is_file() and path.name not in ("log.txt", "manifest.json", "config.yaml")
     }
-
-
-def test_tokenizing_again_after_a_kill_gives_the_same_files(places, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def killed(rows, count=40):
-        for number, row in enumerate(rows):
-            if number == count:
-                raise Killed
-            yield row
-
-    write_rows = tokens.write_rows
-    monkeypatch.setattr(tokens, "_ROWS_PER_SHARD", 16)
-    with monkeypatch.context() as patch:
-        patch.setattr(tokens, "write_rows", lambda directory, rows, size: write_rows(directory, killed(rows), size))
-        with pytest.raises(Killed):
-            run_here(*tokenize_command(places, "killed"))
-    assert tokens.TokenRows(str(places / "killed" / "tokens")).num_rows == 32
-    assert not (places / "killed" / "manifest.json").exists()
-    monkeypatch.undo()
-    assert run_here(*tokenize_command(places, "killed")) == 0
-    assert content_digest(places / "killed") == content_digest(places / "tokens")
-
-
-def test_a_tokenizer_without_end_of_text_and_an_input_without_text_are_refused(places, tmp_path, capsys):
-    document = json.loads((places / "tokenizer" / "tokenizer.json").read_text())
-    document["added_tokens"] = []
-    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    argv = ["--input", places / "documents.jsonl", "--tokenizer", tmp_path / "tokenizer.json"]
-    assert run_here("tokenize", *argv, "--output", tmp_path / "out") == 1
-    assert "no end-of-text token" in capsys.readouterr().err
-    (tmp_path / "empty.jsonl").write_text('{"id": "a", "text": ""}\n')
-    argv = ["--input", tmp_path / "empty.jsonl", "--tokenizer", places / "tokenizer"]
-    assert run_here("tokenize", *argv, "--output", tmp_path / "out") == 1
-    assert "no text in the input" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="at least 2"):
-        tokenize.Config(sequence_tokens=1)
 
 
 # ---- train-lm, as a process of its own
@@ -346,42 +265,6 @@ def test_two_processes_refuse_together(places, whole):
     assert content_digest(whole) == before
 
 
-# ---- convert
-
-
-def safetensors(directory):
-    from safetensors.numpy import load_file
-
-    return load_file(directory / "model.safetensors")
-
-
-def test_a_checkpoint_converts_to_the_run_s_own_export(places, whole):
-    argv = ["convert", "--to", "hf", "--input", whole, "--tokenizer", places / "tokenizer"]
-    assert run_here(*argv, "--output", places / "converted") == 0
-    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-    for name in names:
-        assert (places / "converted" / "hf" / name).read_bytes() == (whole / "hf" / name).read_bytes(), name
-    assert sorted(os.listdir(places / "converted" / "hf")) == sorted(names)
-    assert manifest.read(str(places / "converted"))["counts"]["step"] == STEPS
-
-
-def test_hf_to_orbax_to_hf_is_the_same_bit_for_bit(places, whole):
-    assert run_here("convert", "--input", whole / "hf", "--output", places / "orbax", "--mesh.fsdp", 2) == 0
-    assert run_here("convert", "--to", "hf", "--input", places / "orbax", "--output", places / "back") == 0
-    ours, theirs = safetensors(places / "back" / "hf"), safetensors(whole / "hf")
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
-    counts = [manifest.read(str(places / name))["counts"] for name in ("orbax", "back")]
-    assert counts == [{"parameters": sum(x.size for x in theirs.values()), "step": 0}] * 2
-
-
-def test_convert_without_a_checkpoint(places, capsys):
-    (places / "nothing").mkdir()
-    (places / "nothing" / "file.json").write_text("{}")
-    assert run_here("convert", "--to", "hf", "--input", places / "nothing", "--output", places / "never") == 1
-    assert "no committed checkpoint" in capsys.readouterr().err
-
-
 # ---- in this process: the plan, and errors in one line
 
 
@@ -445,14 +328,3 @@ def test_two_processes_train_a_rater(places, tmp_path):
     counts = manifest.read(str(tmp_path / "rater"))["counts"]
     assert (counts["train_groups"], counts["validation_groups"], counts["num_steps"]) == (144, 16, 90)
     assert counts["accuracy"] == {name: row["accuracy"] for name, row in evaluation.items()}
-
-
-def test_a_checkpoint_of_adapters_is_no_model(tmp_path, capsys):
-    from qurating_jax.models.config import DecoderConfig
-    from qurating_jax.runtime.checkpoint import Checkpoints
-
-    document = {"model": dataclasses.asdict(DecoderConfig()), "labels": ["a"], "adapters": True}
-    with Checkpoints(str(tmp_path / "run" / "checkpoints"), keep=1) as checkpoints:
-        checkpoints.save(0, {"params": {"adapters": np.zeros(2, np.float32)}}, document)
-    assert run_here("convert", "--to", "hf", "--input", tmp_path / "run", "--output", tmp_path / "out") == 1
-    assert "hold low-rank adapters alone" in capsys.readouterr().err
