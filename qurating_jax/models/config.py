@@ -121,3 +121,10 @@ class ComputeConfig:
     attention: AttentionChoice = option(
         "auto", "attention kernels: xla, cudnn (NVIDIA GPU, bfloat16), splash (TPU), or what the devices offer"
     )
+    loss_chunk_tokens: int = option(
+        1024, "tokens per device whose logits a language model's loss holds at a time, float32 over the vocabulary"
+    )
+
+    def __post_init__(self) -> None:
+        if self.loss_chunk_tokens < 1:
+            raise ValueError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1")

@@ -5,18 +5,16 @@ C criteria.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qurating_jax.models import llama
+from qurating_jax.models import cross_entropy, llama
 from qurating_jax.models.attention import Attend, PackedAttention, RowAttention, WindowAttention
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.models.llama import Params
-
-# Logits exist for this many positions of a row at a time, in the forward and in the backward pass.
-_LOGITS_CHUNK_TOKENS = 256
 
 
 def scores(params: Params, config: DecoderConfig, tokens_BT: Array, mask_BT: Array, *, compute: ComputeConfig) -> Array:
@@ -93,7 +91,10 @@ def window_losses(
     x_BTD = llama.hidden_states(
         params, config, tokens_BT, positions_BT=attend.positions_BT, attend=attend, compute=compute
     )
-    losses_BT = _cross_entropies(llama.final_norm(params, config, x_BTD), targets_BT, lm_kernel(params, config))
+    x_BTD = llama.final_norm(params, config, x_BTD)
+    losses_BT = cross_entropy.token_losses(
+        x_BTD, lm_kernel(params, config), targets_BT, chunk_tokens=compute.loss_chunk_tokens
+    )
     tokens_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
     stops_BR = jnp.cumsum(lengths_BR, axis=1)
     starts_BR = stops_BR - lengths_BR + (0 if context_BR is None else context_BR)
@@ -157,65 +158,90 @@ def logits(
     """All next-token logits, float32 [B, T, V]; training uses `token_losses`, which never holds them at once."""
     attend = RowAttention(segment_ids_BT, implementation=compute.attention)
     x_BTD = llama.hidden_states(params, config, tokens_BT, positions_BT=positions_BT, attend=attend, compute=compute)
-    return _project(llama.final_norm(params, config, x_BTD), lm_kernel(params, config))
+    x_BTD = llama.final_norm(params, config, x_BTD)
+    kernel_DV = lm_kernel(params, config).astype(x_BTD.dtype)
+    return jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
 
 
 def token_losses(
-    params: Params,
-    config: DecoderConfig,
-    tokens_BT: Array,
-    segment_ids_BT: Array,
-    positions_BT: Array,
-    *,
-    compute: ComputeConfig,
+    params: Params, config: DecoderConfig, batch: dict[str, Array], *, compute: ComputeConfig
 ) -> tuple[Array, Array]:
-    """Next-token cross-entropy of packed rows.
-
-    Position t predicts token t + 1 where both belong to the same segment and the segment is not 0 (padding); the
-    first token of a segment is never predicted.
+    """Next-token cross-entropy of rows, token by token (training sums it: `training.losses.next_token_loss`).
 
     Args:
         params: parameters of a decoder with an LM head.
         config: the architecture.
-        tokens_BT: int32 token ids.
-        segment_ids_BT: int32; 0 is padding.
-        positions_BT: int32 positions, restarting in every segment.
+        batch: rows in one of the two forms of `text_rows`.
         compute: dtype, remat and scan settings.
 
     Returns:
-        float32 [B, T-1] losses in nats (0 where nothing is predicted) and bool [B, T-1], where something is.
+        float32 [M, T-1] losses in nats (0 where nothing is predicted) and bool [M, T-1], where something is.
     """
-    attend = RowAttention(segment_ids_BT, implementation=compute.attention)
-    x_BTD = llama.hidden_states(params, config, tokens_BT, positions_BT=positions_BT, attend=attend, compute=compute)
-    x_BTD = llama.final_norm(params, config, x_BTD)[:, :-1]
-    predicted_BT = (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]) & (segment_ids_BT[:, 1:] != 0)
-    losses_BT = _cross_entropies(x_BTD, tokens_BT[:, 1:], lm_kernel(params, config))
-    return jnp.where(predicted_BT, losses_BT, 0.0), predicted_BT
-
-
-def _cross_entropies(x_BTD: Array, targets_BT: Array, kernel_DV: Array) -> Array:
-    """Cross-entropy of every token in nats, float32 [B, T], from the normed residual stream; logits chunk by chunk."""
-
-    @jax.checkpoint  # the backward pass makes a chunk's logits again instead of keeping all of them
-    def chunk_losses(x_BTD: Array, targets_BT: Array) -> Array:
-        logits_BTV = _project(x_BTD, kernel_DV)
-        target_logits = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits
-
-    starts = range(0, targets_BT.shape[1], _LOGITS_CHUNK_TOKENS)
-    return jnp.concatenate(
-        [
-            chunk_losses(x_BTD[:, s : s + _LOGITS_CHUNK_TOKENS], targets_BT[:, s : s + _LOGITS_CHUNK_TOKENS])
-            for s in starts
-        ],
-        axis=1,
+    rows = text_rows(batch)
+    x_BTD = normed_states(params, config, rows, compute=compute)
+    losses_BT = cross_entropy.token_losses(
+        x_BTD, lm_kernel(params, config), rows.targets_BT, chunk_tokens=compute.loss_chunk_tokens
     )
+    predicted_BT = rows.predicted_BT[:, :-1]
+    return jnp.where(predicted_BT, losses_BT[:, :-1], 0.0), predicted_BT
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows of text as a language model reads them.
+
+    Attributes:
+        tokens_BT: int32 token ids.
+        segment_ids_BT: int32, which tokens of a row belong together; None: a row is one text.
+        positions_BT: int32, restarting in every text.
+        real_BT: bool, False on padding.
+        predicted_BT: bool, where the next token belongs to the same text; never in the last column.
+    """
+
+    tokens_BT: Array
+    segment_ids_BT: Array | None
+    positions_BT: Array
+    real_BT: Array
+    predicted_BT: Array
+
+    @property
+    def targets_BT(self) -> Array:
+        """int32, the next token of every place (the last column's own is never predicted)."""
+        return jnp.roll(self.tokens_BT, -1, axis=1)
+
+
+def text_rows(batch: dict[str, Array]) -> TextRows:
+    """What a batch of rows holds, in either form.
+
+    Several texts per row: `tokens`, `segment_ids` (0 is padding), `positions` (restarting in every segment), each int32
+    [M, T]; a text is a run of equal ids, and its first token is never predicted. One text per row, padded on the right:
+    `tokens` int32 [M, T] and `lengths` int32 [M]; attention then needs no mask.
+    """
+    tokens_BT = batch["tokens"]
+    if "lengths" in batch:
+        offsets_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+        lengths_B1 = batch["lengths"][:, None]
+        positions_BT = jnp.broadcast_to(offsets_T, tokens_BT.shape)
+        return TextRows(tokens_BT, None, positions_BT, offsets_T < lengths_B1, offsets_T + 1 < lengths_B1)
+    segment_ids_BT = batch["segment_ids"]
+    real_BT = segment_ids_BT != 0
+    same_BT = (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]) & real_BT[:, 1:]
+    return TextRows(tokens_BT, segment_ids_BT, batch["positions"], real_BT, jnp.pad(same_BT, ((0, 0), (0, 1))))
+
+
+def normed_states(params: Params, config: DecoderConfig, rows: TextRows, *, compute: ComputeConfig) -> Array:
+    """What the LM head reads of rows: [B, T, D] in the compute dtype."""
+    x_BTD = llama.hidden_states(
+        params,
+        config,
+        rows.tokens_BT,
+        positions_BT=rows.positions_BT,
+        attend=RowAttention(rows.segment_ids_BT, implementation=compute.attention),
+        compute=compute,
+    )
+    return llama.final_norm(params, config, x_BTD)
 
 
 def lm_kernel(params: Params, config: DecoderConfig) -> Array:
     """The LM head's matrix [D, V]: its own, or the embedding's transpose where tied."""
     return params["embed"]["table"].T if config.tie_embeddings else params["head"]["kernel"]
-
-
-def _project(x_BTD: Array, kernel_DV: Array) -> Array:
-    return jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qurating_jax.models import heads
+from qurating_jax.models import cross_entropy, heads
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
-from qurating_jax.models.flops import training_flops
+from qurating_jax.models.flops import training_flops, training_flops_of_tokens
 
 MARGINS = (0.0, 0.5, 0.8)  # confidences at which accuracies are reported (REFERENCE step 2)
 # A confidence of exactly the margin must pass although its label is stored in float32.
@@ -95,26 +95,39 @@ def regression_loss(
 
 
 def next_token_loss(
-    params: Any, config: DecoderConfig, batch: dict[str, Array], *, compute: ComputeConfig
+    params: Any, config: DecoderConfig, batch: dict[str, Array], *, compute: ComputeConfig, z_loss: float = 0.0
 ) -> tuple[Array, dict[str, Array]]:
-    """Next-token cross-entropy of packed rows, in nats.
+    """Next-token cross-entropy of rows, in nats; logits exist for a chunk of tokens at a time.
 
     Args:
         params: the language model's parameters.
         config: its architecture.
-        batch: `tokens`, `segment_ids`, `positions`, each int32 [M, T] (see `heads.token_losses`).
+        batch: rows in one of the two forms of `heads.text_rows`.
         compute: dtype, remat and scan settings.
+        z_loss: weight of the z-loss (see `cross_entropy.summed_losses`).
 
     Returns:
-        The summed loss and `count` (predicted tokens), `tokens` (tokens that are not padding).
+        The summed loss, z-loss included, and `count` (predicted tokens), `tokens` (tokens that are not padding),
+        `places` (padding too), `teraflops` that the texts need, and where z_loss > 0 `z_loss`, its part of the sum.
     """
-    losses, predicted = heads.token_losses(
-        params, config, batch["tokens"], batch["segment_ids"], batch["positions"], compute=compute
+    rows = heads.text_rows(batch)
+    total, z_total = cross_entropy.summed_losses(
+        heads.normed_states(params, config, rows, compute=compute),
+        heads.lm_kernel(params, config),
+        rows.targets_BT,
+        rows.predicted_BT.astype(jnp.float32),
+        z_loss=z_loss,
+        chunk_tokens=compute.loss_chunk_tokens,
     )
-    return jnp.sum(losses), {
-        "count": jnp.sum(predicted, dtype=jnp.float32),
-        "tokens": jnp.sum(batch["segment_ids"] != 0, dtype=jnp.float32),
+    num_tokens = jnp.sum(rows.real_BT, dtype=jnp.float32)
+    num_seen = jnp.sum(jnp.where(rows.real_BT, rows.positions_BT + 1, 0).astype(jnp.float32))
+    sums = {
+        "count": jnp.sum(rows.predicted_BT, dtype=jnp.float32),
+        "tokens": num_tokens,
+        "places": jnp.asarray(rows.tokens_BT.size, jnp.float32),
+        "teraflops": training_flops_of_tokens(config, num_tokens, num_seen) * 1e-12,
     }
+    return total, sums | ({"z_loss": z_total} if z_loss else {})
 
 
 def _scores_of_groups(

@@ -315,7 +315,7 @@ HEADS = {
     "packed_scores": lambda p, c: heads.packed_scores(p, RATER, TOKENS, LENGTHS, ((3, 32),), compute=c),
     "window_losses": lambda p, c: heads.window_losses(p, LM, TOKENS, TOKENS, LENGTHS, compute=c),
     "logits": lambda p, c: heads.logits(p, LM, TOKENS, compute=c),
-    "token_losses": lambda p, c: heads.token_losses(p, LM, TOKENS, TOKENS, TOKENS, compute=c),
+    "token_losses": lambda p, c: heads.token_losses(p, LM, {"tokens": TOKENS, "lengths": LENGTHS[:, 0]}, compute=c),
     "hidden_states": lambda p, c: llama.hidden_states(p, LM, TOKENS, compute=c),
 }
 

@@ -42,7 +42,7 @@ def scorer(config, compute=FLOAT32):
 @functools.cache
 def loss_function(config, compute=FLOAT32):
     return jax.jit(
-        lambda params, *batch: heads.token_losses(params, config, *batch, compute=compute), compiler_options=QUICK
+        lambda params, *batch: heads.token_losses(params, config, rows(*batch), compute=compute), compiler_options=QUICK
     )
 
 
@@ -68,6 +68,10 @@ def pack(documents, width=WIDTH):
         tokens[0, part], segments[0, part], positions[0, part] = document, number, np.arange(len(document))
         start += len(document)
     return tokens, segments, positions
+
+
+def rows(tokens, segments, positions):
+    return {"tokens": tokens, "segment_ids": segments, "positions": positions}
 
 
 def losses(config, *batch):
@@ -210,11 +214,10 @@ def test_a_row_of_padding_only_has_neither_loss_nor_gradient():
 
 
 @pytest.mark.parametrize("length", [2, 16])
-def test_chunks_of_logits_change_nothing(length, monkeypatch):
+def test_chunks_of_logits_change_nothing(length):
     batch = pack([DOCUMENTS[2][:length]], length)  # 15 predicted tokens: chunks of 7, 7 and 1
     whole, _ = losses(LM, *batch)
-    monkeypatch.setattr(heads, "_LOGITS_CHUNK_TOKENS", 7)
-    chunked, _ = loss_function.__wrapped__(LM)(params_of(LM), *batch)  # compiled anew
+    chunked, _ = loss_function(LM, ComputeConfig(loss_chunk_tokens=7))(params_of(LM), *batch)
     close(np.asarray(chunked), whole, 1e-6)
 
 
@@ -225,7 +228,7 @@ def loss_and_gradient(config, compute, *batch):
     def loss(params):
         if config.num_criteria:
             return jnp.sum(jnp.square(heads.scores(params, config, *batch, compute=compute)))
-        return jnp.sum(heads.token_losses(params, config, *batch, compute=compute)[0])
+        return jnp.sum(heads.token_losses(params, config, rows(*batch), compute=compute)[0])
 
     return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params_of(config))
 

@@ -45,9 +45,7 @@ def loss(params, batch, config):
     if config.num_criteria:  # Bradley-Terry over neighbouring rows, the second of each pair preferred
         scores = heads.scores(params, config, batch["tokens"], batch["mask"], compute=FLOAT32)
         return jnp.mean(jax.nn.softplus(scores[0::2] - scores[1::2]))
-    losses, predicted = heads.token_losses(
-        params, config, batch["tokens"], batch["segment_ids"], batch["positions"], compute=FLOAT32
-    )
+    losses, predicted = heads.token_losses(params, config, batch, compute=FLOAT32)
     return jnp.sum(losses) / jnp.sum(predicted, dtype=jnp.float32)
 
 

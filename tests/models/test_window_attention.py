@@ -217,9 +217,9 @@ def test_losses_of_the_next_tokens_are_token_losses():
     for row, number, part in each_window(lengths):
         segments[row, part], positions[row, part] = number + 1, np.arange(part.stop - part.start)
     call = jax.jit(
-        lambda params, *batch: heads.token_losses(params, LM, *batch, compute=FLOAT32)[0], compiler_options=QUICK
+        lambda params, batch: heads.token_losses(params, LM, batch, compute=FLOAT32)[0], compiler_options=QUICK
     )
-    losses = call(params_of(LM), tokens, segments, positions)
+    losses = call(params_of(LM), {"tokens": tokens, "segment_ids": segments, "positions": positions})
     # The same windows without their last tokens, which predict nothing.
     shorter = np.maximum(lengths - 1, 0)
     inputs, targets = np.zeros_like(tokens), np.zeros_like(tokens)
