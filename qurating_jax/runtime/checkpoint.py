@@ -1,11 +1,20 @@
-"""Training checkpoints through Orbax: asynchronous, committed atomically, restored onto any mesh."""
+"""Training checkpoints through Orbax: asynchronous, committed atomically, restored onto any mesh.
 
+A save runs in the background. What goes wrong there (a full disk, a lost mount) is raised by the next `check`, `save`
+or the end of the `with` block, as one line; a directory is a checkpoint only once it is whole, so the ones before stay.
+"""
+
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from qurating_jax.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -14,20 +23,35 @@ class Checkpoints:
     Use as a context manager: leaving it waits for the save in progress.
     """
 
-    def __init__(self, directory: str, *, keep: int) -> None:
-        """Opens (or creates) the directory; the newest `keep` checkpoints stay, and the one at `protect`."""
-        self._preserve = _Preserve(keep)
+    def __init__(self, directory: str, *, keep: int, keep_every: int = 0) -> None:
+        """Opens (or creates) the directory.
+
+        The newest `keep` checkpoints stay, multiples of `keep_every` steps (0: none), and what `protect` names.
+        """
+        logging.getLogger("absl").addFilter(_raised_anyway)
+        self._directory, self._saving = directory, 0
+        self._preserve = _Preserve(keep, keep_every)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._preserve, create=True, enable_async_checkpointing=True
+            preservation_policy=self._preserve,
+            create=True,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # a killed or failed save's: they would fill the disk
         )
-        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "document": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self._wait()
+        except UserError as error:
+            if kind is None:
+                raise
+            log.warning("%s", error)  # what ended the block is the error to report
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """The newest committed step, None where there is none."""
@@ -38,30 +62,81 @@ class Checkpoints:
         self._preserve.protected = step
 
     def save(self, step: int, state: Any, document: dict[str, Any]) -> None:
-        """Starts saving in the background; nothing happens where this step is already saved."""
+        """Starts saving in the background; nothing happens where this step is already saved.
+
+        Raises:
+            UserError: this save or the one before it failed.
+        """
+        self._wait()
         if self._manager.latest_step() == step:
             return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), document=ocp.args.JsonSave(document))
-        self._manager.save(step, args=args)
+        self._saving = step
+        try:
+            self._manager.save(step, args=args)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from None
 
-    def restore(self, step: int, state: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads a step into the shapes and shardings of `state` (arrays, or `jax.ShapeDtypeStruct` with shardings)."""
+    def check(self) -> None:
+        """Raises `UserError` where the save in the background has failed; does not wait, so it costs nothing."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def restore(self, step: int, state: Any, *, same: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a step into the shapes and shardings of `state` (arrays, or `jax.ShapeDtypeStruct` with shardings).
+
+        Args:
+            step: a committed step.
+            state: what to read.
+            same: entries that the stored document must have.
+
+        Raises:
+            UserError: the checkpoint is of another model: its document or the shapes of its arrays differ.
+        """
+        where = f"{self._directory}: the checkpoint of step {step}"
+        document = self._manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
+        same = same or {}
+        if difference := _difference({key: document.get(key) for key in same}, same):
+            raise UserError(f"{where} is of another model ({difference}); choose another --output")
+        stored = self._manager.item_metadata(step).state.tree
+        if difference := _difference(_shapes(stored), _shapes(state)):
+            raise UserError(f"{where} is of another model ({difference}); choose another --output")
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), document=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        return restored.state, restored.document
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        return restored.state, document
+
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from None
+        self._saving = 0
+
+    def _failure(self, error: Exception) -> UserError:
+        step, self._saving = self._saving, 0
+        good = max((saved for saved in self._manager.all_steps() if saved != step), default=None)
+        stands = "none stands before it" if good is None else f"the one of step {good} stands"
+        reason = str(error).splitlines()[0]
+        reason = "No space left on device" if "No space left" in reason else reason[:200]
+        return UserError(
+            f"{self._directory}: the checkpoint of step {step} cannot be saved ({reason}); {stands}: mend that and "
+            "give the same command again"
+        )
 
 
 class _Preserve:
-    """Orbax's policy of what stays: the newest ones and the protected one."""
+    """Orbax's policy of what stays: the newest ones, the round ones and the protected one."""
 
-    def __init__(self, keep: int) -> None:
-        self.keep, self.protected = keep, -1
+    def __init__(self, keep: int, keep_every: int) -> None:
+        self.keep, self.keep_every, self.protected = keep, keep_every, -1
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """One answer per checkpoint, oldest first."""
         newest = len(checkpoints) - self.keep
-        return [index >= newest or info.step == self.protected for index, info in enumerate(checkpoints)]
+        return [
+            index >= newest or info.step == self.protected or (self.keep_every > 0 and info.step % self.keep_every == 0)
+            for index, info in enumerate(checkpoints)
+        ]
 
 
 def committed_steps(directory: str) -> list[int]:
@@ -106,3 +181,26 @@ def _reader(directory: str) -> ocp.CheckpointManager:
 
 def _absolute(directory: str) -> str:
     return directory if "://" in directory else str(Path(directory).resolve())
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Dotted path -> shape of every array of a state, or of its metadata in a checkpoint."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): str(tuple(leaf.shape))
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def _difference(stored: Any, wanted: Any, name: str = "") -> str:
+    """The first entry that two nested dicts do not share, in words; empty where they are equal."""
+    if isinstance(wanted, dict) and isinstance(stored, dict):
+        keys = sorted(wanted.keys() | stored.keys())
+        return next(filter(None, (_difference(stored.get(key), wanted.get(key), f"{name}.{key}") for key in keys)), "")
+    return "" if stored == wanted else f"{name.lstrip('.')} is {stored} there and {wanted} here"
+
+
+def _raised_anyway(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks that Orbax logs of errors which it raises as well."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname

@@ -14,10 +14,12 @@ from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel import distributed
 from qurating_jax.training import optim
-from qurating_jax.training.loop import Trained, Validation, train
+from qurating_jax.training.journal import Notes
+from qurating_jax.training.loop import Trained, Training, train
 from qurating_jax.training.options import LoopConfig, OptimConfig
 from qurating_jax.training.state import Trainable, abstract_state, create_state
 from qurating_jax.training.step import LossFn, make_step
+from qurating_jax.training.validation import Validation
 
 
 def fit(
@@ -34,6 +36,7 @@ def fit(
     directory: str,
     labels: Sequence[str] = (),
     validation: Validation | None = None,
+    notes: Notes | None = None,
 ) -> Trained:
     """Trains for `num_steps` updates, or what is left of them after the newest checkpoint in `directory`.
 
@@ -47,9 +50,10 @@ def fit(
         optim_config: optimiser settings.
         loop_config: logging and checkpoints.
         title: for progress and log lines.
-        directory: gets `checkpoints/` and `metrics.jsonl`.
+        directory: gets `checkpoints/`, `metrics.jsonl`, `spikes.jsonl` and `profile/`.
         labels: names of a rater's scores, stored with every checkpoint.
         validation: on held-out data; gets the parameters of the whole model.
+        notes: what the maker of the batches knows of a step.
 
     Returns:
         The parameters of the whole model, in their shards. Errors as of `loop.train`.
@@ -61,11 +65,17 @@ def fit(
         validation = dataclasses.replace(validation, evaluate=lambda params: evaluate(merge(params, trainable.frozen)))
     abstract = abstract_state(trainable.abstract, tx, mesh)
     with jax.set_mesh(mesh):
-        trained = train(
-            lambda: create_state(trainable.create(), abstract, tx),
-            abstract,
-            make_step(loss_fn, tx, frozen=trainable.frozen, assemble=trainable.assemble),
-            builder,
+        training = Training(
+            create=lambda: create_state(trainable.create(), abstract, tx),
+            abstract=abstract,
+            step_fn=make_step(
+                loss_fn,
+                tx,
+                frozen=trainable.frozen,
+                assemble=trainable.assemble,
+                learning_rates=optim.learning_rates(optim_config, num_steps),
+            ),
+            builder=builder,
             num_steps=num_steps,
             title=title,
             directory=directory,
@@ -76,7 +86,9 @@ def fit(
             },
             config=loop_config,
             validation=validation,
+            notes=notes or Notes(),
         )
+        trained = train(training)
         return dataclasses.replace(trained, params=merge(trained.params, trainable.frozen))
 
 

@@ -31,15 +31,30 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """When the loop logs and saves."""
+    """When the loop logs, saves, warns and traces; none of it changes what is trained."""
 
     log_steps: int = option(10, "log metrics every so many steps", runtime=True)
     checkpoint_steps: int = option(500, "save a checkpoint every so many steps (and at the end)", runtime=True)
+    checkpoint_minutes: float = option(0.0, "save also when the last one is so many minutes old; 0: no", runtime=True)
     keep_checkpoints: int = option(2, "how many of the newest checkpoints stay", runtime=True)
+    keep_every_steps: int = option(0, "checkpoints of multiples of so many steps stay for good; 0: none", runtime=True)
+    spike_deviations: float = option(
+        10.0, "report a loss so many deviations above the median of the last 100 steps; 0: no", runtime=True
+    )
+    profile_steps: tuple[int, ...] = option((), "first step of a profiler trace, and how many steps", runtime=True)
 
     def __post_init__(self) -> None:
         if min(self.log_steps, self.checkpoint_steps, self.keep_checkpoints) < 1:
             raise ValueError("log_steps, checkpoint_steps and keep_checkpoints must be at least 1")
+        if min(self.checkpoint_minutes, self.keep_every_steps, self.spike_deviations) < 0:
+            raise ValueError("checkpoint_minutes, keep_every_steps and spike_deviations must be at least 0")
+        if self.keep_every_steps % self.checkpoint_steps:
+            raise ValueError(
+                f"keep_every_steps ({self.keep_every_steps}) must be a multiple of checkpoint_steps "
+                f"({self.checkpoint_steps}): other steps are not saved"
+            )
+        if self.profile_steps and (len(self.profile_steps) != 2 or min(self.profile_steps) < 1):
+            raise ValueError("profile_steps are two numbers of at least 1: the first step, and how many")
 
 
 @dataclass(frozen=True, kw_only=True)

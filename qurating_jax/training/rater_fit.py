@@ -5,7 +5,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from qurating_jax.data.batches import BatchBuilder, micro_batches, row_order
+from qurating_jax.data.batches import BatchBuilder, micro_batches
+from qurating_jax.data.order import RowOrder
 from qurating_jax.data.rater_examples import PackedBatches, RaterExamples
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.models.base import BaseModel
@@ -14,11 +15,12 @@ from qurating_jax.models.flops import training_flops
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel.rules import num_batch_shards
 from qurating_jax.training.fit import fit
-from qurating_jax.training.loop import Trained, Validation
+from qurating_jax.training.loop import Trained
 from qurating_jax.training.losses import bradley_terry_loss, regression_loss
 from qurating_jax.training.rater_data import RaterData
 from qurating_jax.training.rater_options import RaterOptions
 from qurating_jax.training.state import full_fine_tuning, low_rank
+from qurating_jax.training.validation import Validation
 
 _STEPS_PER_SHAPE = 50  # in a shorter run one more program takes longer to compile than it saves
 
@@ -39,7 +41,7 @@ def plan(
     return [
         PackedBatches.plan(
             examples,
-            row_order(len(examples), seed + member),
+            RowOrder([len(examples)], seed=seed + member, kind="shuffled"),
             num_steps=num_steps,
             batch_size=options.batch_pairs,
             num_rows=options.accumulation * num_batch_shards(mesh),
@@ -83,7 +85,7 @@ def fit_rater(
         mesh: the device mesh.
         directory: gets `checkpoints/` and `metrics.jsonl`.
         criteria: names of the scores, stored with every checkpoint.
-        evaluate: see `loop.Validation`.
+        evaluate: see `validation.Validation`.
 
     Raises:
         Interrupted, UserError: as of `loop.train`.

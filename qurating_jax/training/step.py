@@ -21,6 +21,7 @@ def make_step(
     *,
     frozen: Any = None,
     assemble: Callable[[Any, Any], Any] | None = None,
+    learning_rates: optax.Schedule | None = None,
 ) -> StepFn:
     """The jitted update; the old state's buffers are donated.
 
@@ -33,10 +34,11 @@ def make_step(
         tx: the optimiser.
         frozen: parameters that are not trained; an argument of the jitted function, so no constant of it.
         assemble: (trained, frozen) -> the parameters that `loss_fn` takes; None: the trained ones alone.
+        learning_rates: of the optimiser by step, to be reported.
 
     Returns:
-        The update. Its metrics are float32 scalars: `loss` (the mean), the sums of the loss function, and the global
-        norms of the gradient (before clipping), the parameters and the update.
+        The update. Its metrics are float32 scalars: `loss` (the mean), the sums of the loss function, the global norms
+        of the gradient (before clipping), the parameters and the update, and the `learning_rate`.
     """
 
     def gradients(params: Any, frozen: Any, batch: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
@@ -61,13 +63,18 @@ def make_step(
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            rate = {} if learning_rates is None else {"learning_rate": learning_rates(state.step)}
         params = optax.apply_updates(state.params, updates)
-        metrics = sums | {
-            "loss": sums["loss"] * scale,
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
-        }
+        metrics = (
+            sums
+            | rate
+            | {
+                "loss": sums["loss"] * scale,
+                "grad_norm": optax.tree.norm(grads),
+                "param_norm": optax.tree.norm(params),
+                "update_norm": optax.tree.norm(updates),
+            }
+        )
         return TrainState(params, opt_state, state.step + 1), metrics
 
     jitted = jax.jit(step, donate_argnums=0)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_training import LM, LM_BASE, assert_trees_equal, distance, lm_loss, mesh, packed_rows, start_state
 
-from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
+from qurating_jax.data.batches import BatchBuilder, batches_of_order, micro_batches
+from qurating_jax.data.order import RowOrder
 from qurating_jax.models import hf
 from qurating_jax.models.base import resolve_base
 from qurating_jax.models.config import ArchitectureOverrides
@@ -26,6 +27,7 @@ from qurating_jax.training.step import make_step
 
 ROWS = packed_rows(22)
 BATCH, STEPS = 8, 10
+MEASURED = {"tokens_per_second", "peak_rss_bytes"}  # of the machine, not of the run
 # Step 5 ends at position 40, within the second epoch (rows 22 to 43), and step 6 crosses into the third.
 assert 22 < 5 * BATCH < 44 < 6 * BATCH
 OPTIM = OptimConfig(learning_rate=1e-2, epsilon=1e-3)
@@ -45,6 +47,10 @@ def initial_state(optim_config):
     return jax.tree.map(np.asarray, start_state(LM, optimizer(optim_config, STEPS), mesh(), 3))
 
 
+def order_of(rows):
+    return RowOrder([len(rows["tokens"])], seed=3, kind="shuffled")
+
+
 def run(directory, *, crash_after=None, on=(1, 1, 1), loss_fn=lm_loss, rows=ROWS, optim=OPTIM, **loop):
     """`fit`, with the compiled step shared between the runs; `crash_after` that many updates an exception falls."""
     calls = 0
@@ -57,11 +63,11 @@ def run(directory, *, crash_after=None, on=(1, 1, 1), loss_fn=lm_loss, rows=ROWS
         return compiled_step(loss_fn, optim)(state, batch)
 
     trainable = full_fine_tuning(LM_BASE, mesh(*on), seed=3)
-    fetch = batches_of_rows(
-        row_order(len(rows["tokens"]), 3), lambda wanted: {name: array[wanted] for name, array in rows.items()}, BATCH
+    fetch = batches_of_order(
+        order_of(rows), lambda _, wanted: {name: array[wanted] for name, array in rows.items()}, BATCH
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "make_step", lambda loss_fn, tx, **frozen: step)
+        patch.setattr(fit_module, "make_step", lambda loss_fn, tx, **more: step)
         if loss_fn is table_loss:  # many short runs: initialisation is compiled once
             trainable = dataclasses.replace(trainable, create=lambda: None)
             patch.setattr(fit_module, "create_state", lambda *_, **__: jax.tree.map(jnp.array, initial_state(optim)))
@@ -91,7 +97,7 @@ def saved_state(directory, step=None, on=(1, 1, 1)):
 
 def metrics(directory):
     found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in found]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in found]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +181,7 @@ def plain_rows(num_rows=500):
 def test_a_poisoned_row_stops_the_run_at_its_step(tmp_path, bad_step, log_steps, value):
     rows = plain_rows()
     position = (bad_step - 1) * BATCH + 5
-    rows["x"][int(row_order(500, 3)[position])] = value
+    rows["x"][order_of(rows).places(np.array([position]))[1]] = value
     with pytest.raises(UserError, match=rf"at step {bad_step}: lower optim.learning_rate") as failure:
         run(tmp_path, loss_fn=table_loss, rows=rows, log_steps=log_steps, checkpoint_steps=3)
     assert "\n" not in str(failure.value)

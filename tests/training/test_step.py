@@ -92,7 +92,7 @@ def test_metrics_are_the_norms_and_the_mean():
 
     expected = {
         "loss": float(total) / count,
-        "count": count,
+        **{name: float(value) for name, value in sums.items()},
         "tokens": float((batch["segment_ids"] != 0).sum()),
         "grad_norm": norm(grads) / count,  # before clipping
         "param_norm": norm(state.params),

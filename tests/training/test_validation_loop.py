@@ -14,11 +14,13 @@ from tiny_training import mesh
 
 from qurating_jax.data.batches import BatchBuilder
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.training.loop import Standing, Validation, train
+from qurating_jax.training.loop import Training, train
 from qurating_jax.training.options import LoopConfig, ValidationConfig
 from qurating_jax.training.state import TrainState
+from qurating_jax.training.validation import Standing, Validation
 
 STEPS = 12
+MEASURED = {"tokens_per_second", "peak_rss_bytes"}  # of the machine, not of the run
 
 
 class Crash(Exception):
@@ -57,11 +59,11 @@ def run(
         accuracy, loss = table[step] if isinstance(table[step], tuple) else (table[step], 1.0)
         return {"accuracy": accuracy, "loss": loss, "accuracy_style": accuracy}
 
-    return train(
-        new_state,
-        abstract,
-        step_fn,
-        BatchBuilder(lambda step, places: {"step": np.full(len(places), step)}, shape=(1, 1), mesh=on),
+    training = Training(
+        create=new_state,
+        abstract=abstract,
+        step_fn=step_fn,
+        builder=BatchBuilder(lambda step, places: {"step": np.full(len(places), step)}, shape=(1, 1), mesh=on),
         num_steps=num_steps,
         title="test",
         directory=str(directory),
@@ -69,6 +71,7 @@ def run(
         config=LoopConfig(**({"log_steps": 1, "checkpoint_steps": 4, "keep_checkpoints": 1} | (loop or {}))),
         validation=Validation(evaluate, ValidationConfig(**({"every_steps": 2} | config))) if validate else None,
     )
+    return train(training)
 
 
 def kept(directory):
@@ -77,7 +80,7 @@ def kept(directory):
 
 def metrics(directory):
     found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in found]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in found]
 
 
 EARLY_BEST = {2: 0.5, 4: 0.7, 6: 0.9, 8: 0.6, 10: 0.8, 12: 0.7}
