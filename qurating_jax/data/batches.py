@@ -1,37 +1,39 @@
 """Step number -> global batch. A batch is a pure function of (seed, step); there is no iterator state to save.
 
-`row_order` maps any position of the training run to a row of the data set; a `FetchBatch` makes what stands at some
-places of a step's batch; `BatchBuilder` asks it for the places that this process's devices hold and puts them there.
-Resuming is starting at another step, on any number of hosts.
+A `FetchBatch` makes what stands at some places of a step's batch, such as the rows that a `RowOrder` has there;
+`BatchBuilder` asks it for the places that this process's devices hold and puts them there. Resuming is starting at
+another step, on any number of hosts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from qurating_jax.data.order import FetchPlaces, RowOrder
 from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
 from qurating_jax.runtime.errors import UserError
 
-FetchRows = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 # (step, places int64 [n] of the step's [A, M] grid, counted row by row) -> arrays with n as leading dimension
 FetchBatch = Callable[[int, np.ndarray], Mapping[str, np.ndarray]]
 
 
-def row_order(num_rows: int, seed: int) -> Any:
-    """A sequence `order[position] -> row`: every epoch a new seeded permutation of all rows, without end."""
-    import grain
+def batches_of_order(order: RowOrder, fetch: FetchPlaces, batch_size: int) -> FetchBatch:
+    """Batches whose places are rows: place p of step s is what stands at position `s * batch_size + p` of the order.
 
-    return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
-
-
-def batches_of_rows(order: Any, fetch: FetchRows, batch_size: int) -> FetchBatch:
-    """Batches whose places are rows: place p of step s is row `order[s * batch_size + p]`, as `fetch` gives it."""
+    Raises:
+        UserError: a set has fewer rows than a batch takes of it, so that one of them would be in a batch twice.
+    """
+    most = max(order.epochs(batch_size))
+    if most > 1:
+        raise UserError(
+            f"{', '.join(map(str, order.num_rows))} row(s) for batches of {batch_size}, which would have some rows "
+            f"{most:.3g} times; make the batch smaller, or more rows"
+        )
 
     def fetch_batch(step: int, places: np.ndarray) -> Mapping[str, np.ndarray]:
-        return fetch(np.array([order[step * batch_size + int(place)] for place in places], np.int64))
+        return fetch(*order.places(step * batch_size + places))
 
     return fetch_batch
 

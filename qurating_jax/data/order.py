@@ -3,7 +3,7 @@
 Nothing is remembered and nothing grows with the rows, so that a run goes on at any position, on any number of hosts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,8 @@ from qurating_jax.data.permutation import keys_of, permuted
 from qurating_jax.runtime.errors import UserError
 
 Kind = Literal["shuffled", "stored"]
+# (sets int64 [n], rows int64 [n]) -> arrays with n as leading dimension
+FetchPlaces = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, np.ndarray]]
 
 
 class RowOrder:
@@ -24,6 +26,9 @@ class RowOrder:
 
     Without weights several sets are one, laid end to end: every epoch has each of their rows once. With weights the
     positions are dealt to the sets in these shares (see `mixture.Mixture`), and every set goes through its own epochs.
+
+    Attributes:
+        num_rows: rows of each set.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class RowOrder:
         if kind == "shuffled" and (reverse or num_buckets):
             raise UserError("reverse and num_buckets are about the stored order; a shuffled one has neither")
         self._mixture = Mixture(weights, len(num_rows)) if len(weights) else None
+        self.num_rows = tuple(num_rows)
         self._num_rows = np.array(num_rows, np.int64)
         # What is gone through as a whole, epoch by epoch: each set of a mixture, else all sets together.
         self._sizes = self._num_rows.sum(keepdims=True) if self._mixture is None else self._num_rows

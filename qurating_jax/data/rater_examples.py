@@ -7,12 +7,13 @@ end, longest first, so that the texts of a pair are always together; see `packin
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.data.judgments import Judgments, distinct_texts
+from qurating_jax.data.order import RowOrder
 from qurating_jax.data.packing import choose_classes, choose_lengths, deal, text_starts
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.runtime.errors import UserError
@@ -126,19 +127,26 @@ class PackedBatches:
 
     @classmethod
     def plan(
-        cls, examples: RaterExamples, order: Any, *, num_steps: int, batch_size: int, num_rows: int, max_shapes: int
+        cls,
+        examples: RaterExamples,
+        order: RowOrder,
+        *,
+        num_steps: int,
+        batch_size: int,
+        num_rows: int,
+        max_shapes: int,
     ) -> "PackedBatches":
         """Deals the groups of every step to rows and chooses the shapes.
 
         Args:
             examples: the data.
-            order: `order[position] -> group` (see `batches.row_order`).
+            order: of the groups; they are one set.
             num_steps: steps of the run.
             batch_size: groups per step, a multiple of `num_rows`.
             num_rows: rows per step: micro-batches times device groups.
             max_shapes: most row lengths.
         """
-        taken = np.array([order[position] for position in range(num_steps * batch_size)], np.int64)
+        _, taken = order.places(np.arange(num_steps * batch_size))
         steps = taken.reshape(num_steps, batch_size)
         dealt = deal(examples.lengths.sum(axis=1)[steps], num_rows)
         rows = np.take_along_axis(steps[:, None, :].repeat(num_rows, axis=1), dealt, axis=2)

@@ -1,21 +1,20 @@
 """Several outputs of `qurating tokenize` as one source of rows."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qurating_jax.data.order import FetchPlaces
 from qurating_jax.data.tokens import TokenRows
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 
 Split = Literal["training", "validation"]
 DocumentAttention = Literal["within", "across"]
-# (sets int64 [n], rows int64 [n]) -> arrays with n as leading dimension
-FetchPlaces = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, np.ndarray]]
 
 # What sets have in common that are read as one, and how to call it.
 _COMMON = {"sequence_tokens": "row length", "layout": "layout", "tokenizer": "tokenizer", "vocab_size": "vocabulary"}

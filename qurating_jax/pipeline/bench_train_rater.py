@@ -115,8 +115,8 @@ def _batches(config: Config, model: DecoderConfig) -> "PackedBatches":
     """Batches of random pairs; the two texts of a pair are equally long (REFERENCE step 1)."""
     import numpy as np
 
-    from qurating_jax.data.batches import row_order
     from qurating_jax.data.judgments import from_averages
+    from qurating_jax.data.order import RowOrder
     from qurating_jax.data.rater_examples import PackedBatches, RaterExamples
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.parallel.rules import num_batch_shards
@@ -139,7 +139,7 @@ def _batches(config: Config, model: DecoderConfig) -> "PackedBatches":
     )
     return PackedBatches.plan(
         examples,
-        row_order(num_pairs, 0),
+        RowOrder([num_pairs], seed=0, kind="shuffled"),
         num_steps=num_steps,
         batch_size=config.batch_pairs,
         num_rows=config.accumulation * num_batch_shards(make_mesh(config.mesh)),

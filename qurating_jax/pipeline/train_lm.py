@@ -41,7 +41,8 @@ class Config(StageConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Writes `checkpoints/`, `metrics.jsonl` and, at the end, the exported model in `hf/`."""
-    from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
+    from qurating_jax.data.batches import BatchBuilder, batches_of_order, micro_batches
+    from qurating_jax.data.order import RowOrder
     from qurating_jax.data.tokenizer import load_tokenizer
     from qurating_jax.data.tokens import TokenRows
     from qurating_jax.models.base import resolve_base
@@ -77,7 +78,8 @@ def main(config: Config) -> dict[str, Any]:
 
     mesh = make_mesh(config.mesh)
     shape = micro_batches(config.batch_sequences, config.accumulation, mesh)
-    fetch = batches_of_rows(row_order(rows.num_rows, config.seed), rows.fetch, config.batch_sequences)
+    order = RowOrder([rows.num_rows], seed=config.seed, kind="shuffled")
+    fetch = batches_of_order(order, lambda _, wanted: rows.fetch(wanted), config.batch_sequences)
     inputs = {"tokens": manifest.input_digest([config.tokens], []), "base": base.digest()}
     with open_run(config, "train-lm", inputs, distributed=config.distributed) as run:
         if run.state == "finished":

@@ -6,8 +6,8 @@ import logging
 import numpy as np
 import pytest
 
-from qurating_jax.data.batches import row_order
 from qurating_jax.data.judgments import from_averages
+from qurating_jax.data.order import RowOrder
 from qurating_jax.data.rater_examples import PackedBatches, RaterExamples
 from qurating_jax.runtime.errors import UserError
 
@@ -130,7 +130,7 @@ def random_groups(generator, n, k, longest):
 
 def plan(examples, *, num_steps, batch_size, num_rows, max_shapes=3, seed=0):
     return PackedBatches.plan(
-        examples, row_order(len(examples), seed),
+        examples, RowOrder([len(examples)], seed=seed, kind="shuffled"),
         num_steps=num_steps, batch_size=batch_size, num_rows=num_rows, max_shapes=max_shapes,
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_every_group_of_an_epoch_comes_once_with_its_texts_in_one_row(k, num_row
     batches = plan(examples, num_steps=2 * n // batch, batch_size=batch, num_rows=num_rows)
     assert batches.num_steps == 12
     names = {group[0]: number for number, group in enumerate(groups)}
-    seen, order = [], row_order(n, 0)
+    seen, order = [], RowOrder([n], seed=0, kind="shuffled")
     for step in range(12):
         fetched = batches.fetch(step, np.arange(num_rows))
         of_step = []
@@ -164,7 +164,7 @@ def test_every_group_of_an_epoch_comes_once_with_its_texts_in_one_row(k, num_row
                 )
                 of_step.append(number)
         # The groups are those of the run's order; only who shares a row is the packing's business.
-        assert sorted(of_step) == sorted(int(order[step * batch + place]) for place in range(batch))
+        assert sorted(of_step) == sorted(order.places(step * batch + np.arange(batch))[1])
         seen += of_step
     assert sorted(seen[:n]) == sorted(seen[n:]) == list(range(n))
 

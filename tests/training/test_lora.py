@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from tiny_training import FLOAT32, LM, T, assert_trees_equal, distance, init_params, mesh, packed_groups, unpacked
 
-from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
+from qurating_jax.data.batches import BatchBuilder, batches_of_order, micro_batches
+from qurating_jax.data.order import RowOrder
 from qurating_jax.models import heads, hf, llama
 from qurating_jax.models.base import BaseModel
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
@@ -184,8 +185,10 @@ class Crash(Exception):
 def run(directory, *, crash_after=None, on=(1, 1, 1), base=None, dtype="float32"):
     trainable = low_rank(base or BaseModel(RATER, None), CONFIG, mesh(*on), seed=3, dtype=dtype)
     before = jax.tree.map(np.array, trainable.frozen)
-    fetch = batches_of_rows(
-        row_order(12, 3), lambda wanted: {name: array[wanted] for name, array in ROWS.items()}, BATCH
+    fetch = batches_of_order(
+        RowOrder([12], seed=3, kind="shuffled"),
+        lambda _, wanted: {name: array[wanted] for name, array in ROWS.items()},
+        BATCH,
     )
     calls = 0
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tiny_training import LM, distance, init_params, mesh
 
-from qurating_jax.data.batches import BatchBuilder, row_order
+from qurating_jax.data.batches import BatchBuilder
 from qurating_jax.data.judgments import from_averages
+from qurating_jax.data.order import RowOrder
 from qurating_jax.data.rater_examples import PackedBatches, RaterExamples
 from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.parallel.rules import num_batch_shards
@@ -49,7 +50,7 @@ def batch_on(sizes):
     """The only batch of a run on a mesh: the same groups, dealt to as many rows as there are device groups."""
     on = mesh(*sizes)
     plan = PackedBatches.plan(
-        examples(), row_order(BATCH, 0),
+        examples(), RowOrder([BATCH], seed=0, kind="shuffled"),
         num_steps=1, batch_size=BATCH, num_rows=num_batch_shards(on), max_shapes=1,
     )  # fmt: skip
     builder = BatchBuilder(plan.fetch, shape=(1, num_batch_shards(on)), mesh=on)
