@@ -147,6 +147,12 @@ def committed_steps(directory: str) -> list[int]:
         return sorted(manager.all_steps())
 
 
+def read_document(directory: str, step: int) -> dict[str, Any]:
+    """The JSON document of a committed checkpoint."""
+    with _reader(directory) as manager:
+        return manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
+
+
 def restore_params(
     directory: str, abstract: Callable[[dict[str, Any]], Any], step: int | None = None
 ) -> tuple[Any, dict[str, Any], int]:
@@ -164,8 +170,8 @@ def restore_params(
     if not steps or (step is not None and step not in steps):
         raise FileNotFoundError(directory)
     step = steps[-1] if step is None else step
+    document = read_document(directory, step)
     with _reader(directory) as manager:
-        document = manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
         target = {"params": abstract(document)}
         restore = ocp.args.PyTreeRestore(
             target, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
