@@ -8,22 +8,7 @@ there with the whole square of attention). Every layer counts in full although t
 from typing import Any
 
 from qurating_jax.models.config import DecoderConfig
-
-# Dense bf16 peak of a device by what its `device_kind` contains, in FLOP/s, as the makers' data sheets give it.
-_PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
+from qurating_jax.parallel.devices import find_device
 
 
 def forward_flops(config: DecoderConfig, lengths: Any) -> Any:
@@ -83,5 +68,5 @@ def _layer_matrices(config: DecoderConfig) -> int:
 
 def peak_flops(device_kind: str) -> float | None:
     """FLOP/s in dense bfloat16 of a device as JAX names it (`device.device_kind`); None where it is not known."""
-    matching = [name for name in _PEAKS if name in device_kind]
-    return _PEAKS[max(matching, key=len)] if matching else None
+    device = find_device(device_kind)
+    return None if device is None else device.peak_flops
