@@ -5,8 +5,10 @@ import collections
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
-from qurating_jax.data.batches import BatchBuilder, batches_of_rows, micro_batches, row_order
+from qurating_jax.data.batches import BatchBuilder, batches_of_order, micro_batches
+from qurating_jax.data.order import RowOrder
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime.errors import UserError
@@ -20,9 +22,14 @@ def mesh(name):
     return make_mesh(MeshShape(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
 
 
-def fetch(rows):
-    assert rows.dtype == np.int64
+def fetch(sets, rows):
+    assert sets.dtype == rows.dtype == np.int64
+    assert not sets.any()
     return {"row": rows, "matrix": rows[:, None, None] * 100 + np.arange(6).reshape(2, 3)}
+
+
+def shuffled(num_rows, seed=0):
+    return RowOrder([num_rows], seed=seed, kind="shuffled")
 
 
 def rows_of(batch):
@@ -31,18 +38,17 @@ def rows_of(batch):
 
 def builder(mesh_name, accumulation=1, seed=0, batch_size=BATCH, num_rows=ROWS):
     on = mesh(mesh_name)
-    batches = batches_of_rows(row_order(num_rows, seed), fetch, batch_size)
+    batches = batches_of_order(shuffled(num_rows, seed), fetch, batch_size)
     return BatchBuilder(batches, shape=micro_batches(batch_size, accumulation, on), mesh=on)
 
 
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_rows_do_not_depend_on_mesh_or_accumulation(name, accumulation):
-    order = row_order(ROWS, 0)
     one = builder(name, accumulation)
     for step in (0, 2, 11):
         batch = one.place(one.local(step))
-        assert rows_of(batch) == [order[step * BATCH + place] for place in range(BATCH)]
+        assert rows_of(batch) == shuffled(ROWS).places(np.arange(step * BATCH, (step + 1) * BATCH))[1].tolist()
         assert batch["matrix"].shape == (accumulation, BATCH // accumulation, 2, 3)
         np.testing.assert_array_equal(
             batch["matrix"], np.asarray(batch["row"])[..., None, None] * 100 + np.arange(6).reshape(2, 3)
@@ -60,16 +66,6 @@ def test_batches_are_a_function_of_the_step():
     assert list(builder("1x1x1").batches(9, 9)) == []
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 37, 1000])
-def test_every_epoch_is_another_permutation(num_rows):
-    order = row_order(num_rows, seed=5)
-    epochs = [[int(order[epoch * num_rows + place]) for place in range(num_rows)] for epoch in range(4)]
-    assert all(sorted(epoch) == list(range(num_rows)) for epoch in epochs)
-    if num_rows > 2:
-        assert len({tuple(epoch) for epoch in epochs}) == 4
-        assert sorted(epochs[0]) != epochs[0]
-
-
 def test_rows_are_seen_evenly_across_epoch_boundaries():
     seen = collections.Counter()
     for batch in builder("2x2x2").batches(0, 37):  # 37 * 16 positions: 16 epochs
@@ -77,10 +73,47 @@ def test_rows_are_seen_evenly_across_epoch_boundaries():
     assert seen == dict.fromkeys(range(ROWS), BATCH)
 
 
-def test_the_seed_decides_the_order():
-    orders = [tuple(int(row_order(100, seed)[place]) for place in range(100)) for seed in (0, 1, 2**31, 0)]
-    assert orders[0] == orders[3]
-    assert len(set(orders)) == 3
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_every_process_builds_the_rows_of_its_devices_alone(monkeypatch, name, accumulation, num_processes):
+    """Processes hold equally many neighbours of the mesh's devices; together they make the batch of one process."""
+    on = mesh(name)
+    devices = list(on.devices.flat)
+    if len(devices) < num_processes:
+        pytest.skip("a process without a device")
+    data, fsdp, tensor = MESHES[name]
+    owners = dict(zip(devices, np.arange(len(devices)) * num_processes // len(devices), strict=True))
+    whole = builder("1x1x1", accumulation).local(5)
+    held = []
+    for process in range(num_processes):
+        everywhere = NamedSharding.devices_indices_map
+
+        def here(sharding, shape, process=process, everywhere=everywhere):
+            return {where: index for where, index in everywhere(sharding, shape).items() if owners[where] == process}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(NamedSharding, "addressable_devices_indices_map", here)
+            asked = []
+            one = BatchBuilder(
+                lambda step, places, asked=asked: asked.append(places) or whole_rows(whole, places),
+                shape=micro_batches(BATCH, accumulation, on),
+                mesh=on,
+            )
+            local = one.local(5)
+        (places,) = asked
+        np.testing.assert_array_equal(local["row"], whole["row"][places])
+        shards = {index // tensor for index, device in enumerate(devices) if owners[device] == process}
+        assert len(places) == BATCH * len(shards) // (data * fsdp)
+        held.append(places.tolist())
+    # Where a row's devices belong to several processes (they split its tensors), each of them brings it.
+    assert sorted({place for places in held for place in places}) == list(range(BATCH))
+    if data * fsdp >= num_processes:
+        assert sum(map(len, held)) == BATCH
+
+
+def whole_rows(whole, places):
+    return {name: array[places] for name, array in whole.items()}
 
 
 @pytest.mark.parametrize(
@@ -92,10 +125,10 @@ def test_a_batch_that_does_not_divide_names_the_multiple(name, accumulation, siz
 
 
 def test_an_error_while_reading_reaches_the_caller():
-    def broken(rows):
+    def broken(sets, rows):
         raise UserError("row 3 cannot be read")
 
-    one = BatchBuilder(batches_of_rows(row_order(4, 0), broken, 2), shape=(1, 2), mesh=mesh("1x1x1"))
+    one = BatchBuilder(batches_of_order(shuffled(4), broken, 2), shape=(1, 2), mesh=mesh("1x1x1"))
     with pytest.raises(UserError, match="row 3 cannot be read"):
         next(one.batches(0, 2))
 
@@ -114,3 +147,32 @@ def test_steps_may_have_batches_of_different_shapes():
         np.testing.assert_array_equal(batch["place"][:, :, 0], np.arange(8).reshape(2, 4))
         assert {shard.data.shape for shard in batch["place"].addressable_shards} == {(2, 1, step)}
     assert asked == [list(range(8))] * 3
+
+
+def test_both_forms_of_rows_go_through():
+    """An array of one number per row stands beside one of many."""
+    order = RowOrder([64], seed=0, kind="stored")
+    batches = batches_of_order(
+        order, lambda _, rows: {"tokens": rows[:, None] * 10 + np.arange(3), "lengths": rows.astype(np.int32)}, BATCH
+    )
+    on = mesh("2x2x2")
+    one = BatchBuilder(batches, shape=micro_batches(BATCH, 2, on), mesh=on)
+    batch = one.place(one.local(1))
+    assert (batch["tokens"].shape, batch["lengths"].shape) == ((2, 8, 3), (2, 8))
+    np.testing.assert_array_equal(batch["lengths"], np.arange(16, 32).reshape(2, 8))
+    np.testing.assert_array_equal(batch["tokens"][..., 2], np.arange(16, 32).reshape(2, 8) * 10 + 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "says"),
+    [
+        ([15], (), r"^15 row\(s\) for batches of 16, which would have some rows 1.07 times; make the batch smaller"),
+        ([7, 8], (), r"^7, 8 row\(s\) for batches of 16"),
+        ([100, 3], (3, 1), r"^100, 3 row\(s\) for batches of 16, which would have some rows 1.33 times"),
+    ],
+)
+def test_a_batch_of_more_rows_than_there_are_is_refused(rows, weights, says):
+    with pytest.raises(UserError, match=says):
+        batches_of_order(RowOrder(rows, seed=0, kind="shuffled", weights=weights), fetch, 16)
+    batches_of_order(RowOrder([8, 8], seed=0, kind="shuffled"), fetch, 16)
+    batches_of_order(RowOrder([100, 4], seed=0, kind="shuffled", weights=(3, 1)), fetch, 16)
