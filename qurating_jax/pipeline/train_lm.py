@@ -2,101 +2,85 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qurating_jax.config import option
-from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
-from qurating_jax.parallel.options import Distributed, MeshShape
-from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime import manifest
 from qurating_jax.stage import StageConfig, open_run, require, require_local
-from qurating_jax.training.options import LoopConfig, OptimConfig
+from qurating_jax.training.lm_options import LmOptions
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from qurating_jax.models.base import BaseModel
+    from qurating_jax.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(StageConfig):
+class Config(StageConfig, LmOptions):
     """Options of `qurating train-lm`."""
-
-    tokens: str = option("", "output of `qurating tokenize`", runtime=True)
-    model: str = option("debug", f"preset ({', '.join(PRESETS)}), or Hugging Face directory or hub id to start from")
-    revision: str | None = option(None, "revision of a hub id")
-    architecture: ArchitectureOverrides = ArchitectureOverrides()
-    num_steps: int | None = option(None, "updates; null: as many as `num_epochs` gives")
-    num_epochs: float = option(1.0, "passes over the tokens (where num_steps is null)")
-    batch_sequences: int = option(2048, "rows per update, over all devices")
-    accumulation: int = option(1, "micro-batches per update")
-    optim: OptimConfig = OptimConfig()
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshShape = MeshShape()
-    compute: ComputeConfig = ComputeConfig()
-    distributed: Distributed = Distributed()
-
-    def __post_init__(self) -> None:
-        if min(self.batch_sequences, self.accumulation) < 1 or (self.num_steps is not None and self.num_steps < 1):
-            raise ValueError("batch_sequences, accumulation and num_steps must be at least 1")
-        if self.num_epochs <= 0:
-            raise ValueError("num_epochs must be positive")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Writes `checkpoints/`, `metrics.jsonl` and, at the end, the exported model in `hf/`."""
-    from qurating_jax.data.batches import BatchBuilder, batches_of_order, micro_batches
-    from qurating_jax.data.order import RowOrder
+    from qurating_jax.data.token_sets import open_token_sets
     from qurating_jax.data.tokenizer import load_tokenizer
-    from qurating_jax.data.tokens import TokenRows
-    from qurating_jax.models.base import resolve_base
     from qurating_jax.parallel import distributed
     from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.training.fit import export, fit
-    from qurating_jax.training.losses import next_token_loss
-    from qurating_jax.training.state import full_fine_tuning
+    from qurating_jax.training import lm_fit
+    from qurating_jax.training.fit import export
 
     require(config, "tokens")
     require_local(config)
     distributed.initialize(config.distributed)
-    tokenized = manifest.read(config.tokens, stages=("tokenize",))["counts"]
-    rows = TokenRows(storage.join(config.tokens, "tokens"))
-    base = resolve_base(
-        config.model,
-        revision=config.revision,
-        architecture=config.architecture,
-        vocab_size=tokenized["vocab_size"],
-        sequence_tokens=rows.sequence_tokens,
-    )
-    num_steps = config.num_steps or max(1, round(config.num_epochs * rows.num_rows / config.batch_sequences))
-    counts: dict[str, Any] = {
-        "num_steps": num_steps,
-        "num_epochs": round(num_steps * config.batch_sequences / rows.num_rows, 4),
-        "sequence_tokens": rows.sequence_tokens,
-        "seen_tokens": num_steps * config.batch_sequences * rows.sequence_tokens,
-    }
-    log.info("train-lm: %(num_steps)d steps, %(num_epochs)s epochs, %(seen_tokens)d tokens with padding", counts)
+    sets = open_token_sets(config.tokens)
+    order = lm_fit.row_order(config, config.seed, sets)
+    base = lm_fit.base_model(config, sets)
+    counts = lm_fit.plan_counts(config, base, sets, order)
+    log.info("train-lm: %s", ", ".join(f"{name} {value}" for name, value in counts.items()))
     if config.dry_run:
-        print(f"would train {config.model} for {num_steps} steps on {rows.num_rows} rows into {config.output}")
+        rows = " + ".join(map(str, sets.num_rows))
+        print(f"would train {config.model} for {counts['num_steps']} steps on {rows} rows into {config.output}")
         return counts
 
     mesh = make_mesh(config.mesh)
-    shape = micro_batches(config.batch_sequences, config.accumulation, mesh)
-    order = RowOrder([rows.num_rows], seed=config.seed, kind="shuffled")
-    fetch = batches_of_order(order, lambda _, wanted: rows.fetch(wanted), config.batch_sequences)
-    inputs = {"tokens": manifest.input_digest([config.tokens], []), "base": base.digest()}
+    builder = lm_fit.batches(config, sets, order, mesh)
+    validation = _validation(config, base, mesh)
+    # The sets in their order: mixture weights and the place of a row belong to it.
+    inputs = {
+        "tokens": [manifest.input_digest([directory], []) for directory in config.tokens],
+        "base": base.digest(),
+    }
     with open_run(config, "train-lm", inputs, distributed=config.distributed) as run:
         if run.state == "finished":
             return run.counts
-        trained = fit(
-            base.config,
-            full_fine_tuning(base, mesh, seed=config.seed),
-            lambda params, batch: next_token_loss(params, base.config, batch, compute=config.compute),
-            BatchBuilder(fetch, shape=shape, mesh=mesh),
-            mesh=mesh,
-            num_steps=num_steps,
-            optim_config=config.optim,
-            loop_config=config.loop,
-            title="train-lm",
-            directory=run.output,
+        _say_what_is_done(config, base, counts)
+        trained = lm_fit.fit_lm(
+            config, config.seed, base, sets, order, builder, validation=validation, mesh=mesh, directory=run.output
         )
-        tokenizer = load_tokenizer(storage.join(config.tokens, "tokenizer"))
-        export(run.path("hf"), trained.params, base.config, tokenizer)
+        export(run.path("hf"), trained.params, base.config, load_tokenizer(sets.tokenizer_directory))
+        counts |= {"seen_tokens": trained.seen_tokens, "exported_step": trained.step}
         manifest.finish(run, counts)
         return counts
+
+
+def _validation(config: Config, base: "BaseModel", mesh: "Mesh") -> "Validation | None":
+    """Losses on the validation rows of the token sets that have some, by domain."""
+    return None
+
+
+def _say_what_is_done(config: Config, base: "BaseModel", counts: dict[str, Any]) -> None:
+    import jax
+
+    from qurating_jax.models.flops import peak_flops
+    from qurating_jax.training.lm_fit import most_flops
+
+    kind, order = jax.devices()[0].device_kind, config.order
+    peak = peak_flops(kind)
+    speed = "no MFU: the peak of this device is not known" if peak is None else f"MFU of {peak / 1e12:.0f} TFLOP/s each"
+    log.info(
+        "train-lm: at most %.3g FLOPs in all; %d x %s, %s", most_flops(base, counts), jax.device_count(), kind, speed
+    )
+    turns = [f"{order.num_buckets} buckets"] * (order.num_buckets > 0) + ["reversed"] * order.reverse
+    log.info("train-lm: rows %s, attention %s documents", ", ".join([order.kind, *turns]), config.document_attention)
