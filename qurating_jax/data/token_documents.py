@@ -21,7 +21,8 @@ _TOKEN_BYTES = 4
 class TokenDocuments:
     """Documents as token ids, with the interface of `DocumentParts`; `open` makes one.
 
-    Documents are those that have tokens, in the order of the rows: `tokenize` writes no piece of an empty one.
+    Documents are those of packed training rows, in their order: `tokenize` writes no piece of an empty one, and the
+    held-out ones lie elsewhere.
 
     Attributes:
         parts: the cut, one file whose rows are the documents.
@@ -47,9 +48,15 @@ class TokenDocuments:
             max_bytes: bytes of a part at most; a larger document is a part of its own.
 
         Raises:
-            UserError: no finished output of `qurating tokenize`, or one whose files do not fit together.
+            UserError: no finished output of `qurating tokenize`, one of another layout than `packed`, or one whose
+                files do not fit together.
         """
         found = manifest.read(directory, stages=("tokenize",))
+        if found["counts"].get("layout") != "packed":
+            raise UserError(
+                f"{directory}: holds windows of documents, some without their tails; only --layout packed keeps "
+                "whole documents"
+            )
         cutter = _DocumentCutter(Cutter(max_rows=max_rows, max_bytes=max_bytes))
         for block in _blocks(_pieces_file(directory), ["num_tokens", "offset"]):
             if not cutter.num_pieces and block["offset"][0]:

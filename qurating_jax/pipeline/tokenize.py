@@ -1,180 +1,162 @@
-"""Documents to token shards: packed rows of equal length, attention and prediction kept within each document."""
+"""Documents to token rows: joined and cut, or windows of one document each; docs/tokenize.md is the guide.
+
+Any number of processes may run the same command on one output directory, and a run that was killed goes on where it
+was. The result depends on the documents and the options alone.
+"""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import os
+import tempfile
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from qurating_jax.config import option
-from qurating_jax.runtime import manifest
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.stage import StageConfig, open_run, require
+from qurating_jax.tokenizing.options import TokenizeOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from qurating_jax.data.documents import Document
     from qurating_jax.data.tokenizer import TextTokenizer
-    from qurating_jax.selection.copying.id_list import IdList
-
-_ENCODE_DOCUMENTS = 1024
+    from qurating_jax.tokenizing.job import TokenizeJob
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(StageConfig):
+class Config(StageConfig, TokenizeOptions):
     """Options of `qurating tokenize`."""
 
     input: tuple[str, ...] = option((), "documents or a selection: files, globs, directories, hf:// ids", runtime=True)
     selection: str = option("", "select's output or its ids.parquet: only these documents of the input", runtime=True)
     tokenizer: str = option("", "tokenizer: directory, tokenizer.json or hub id", runtime=True)
-    text_field: str = option("text", "field of the text")
-    id_field: str = option("id", "field of the document id")
-    on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: stop, or count and skip")
-    layout: Literal["packed"] = option("packed", "documents joined with EOS and cut into rows")
-    sequence_tokens: int = option(1024, "tokens per row")
 
     def __post_init__(self) -> None:
-        if self.sequence_tokens < 2:
-            raise ValueError("sequence_tokens must be at least 2: a row of one token predicts nothing")
+        self.check()
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Writes `tokens/`, `rows.parquet` (which document stands where) and `tokenizer/`.
+    """Writes `tokens/`, `rows.parquet` (which document stands where), `tokenizer/` and what else is asked for.
 
     With `selection` the result is that of the selection's copied rows: its documents in its order, which in the order
     `source` is that of the input.
     """
     from qurating_jax.data import documents
-    from qurating_jax.data.document_counts import count_documents
+    from qurating_jax.data.parts import parse_share
     from qurating_jax.data.tokenizer import load_tokenizer
 
     require(config, "input", "tokenizer")
+    share = parse_share(config.shard)
     files = documents.find_files(config.input)
     tokenizer = load_tokenizer(config.tokenizer)
-    if tokenizer.eos_id is None:
-        raise UserError(f"{config.tokenizer}: no end-of-text token; packed rows need one to close documents")
+    _check_eos(config, tokenizer)
     inputs = {"documents": manifest.input_digest(config.input, files), "tokenizer": tokenizer.identity}
-    selection = _read_selection(config, inputs)
+    if config.selection:
+        from qurating_jax.selection.copying.id_list import id_list_path
+
+        inputs["selection"] = manifest.input_digest([config.selection], [id_list_path(config.selection)])
+    order = _order(config)
     if config.dry_run:
-        print(f"would tokenize {len(files)} file(s) into rows of {config.sequence_tokens} tokens in {config.output}")
-        return {"files": len(files)}
+        return _say(config, files, order)
 
     with open_run(config, "tokenize", inputs) as run:
-        if run.state == "finished":
-            return run.counts
-        with documents.Rejects(run.path("rejected.jsonl"), config.on_bad_row) as rejects:
-            source = documents.read_documents(
-                files, text_field=config.text_field, id_field=config.id_field, rejects=rejects
-            )
-            counts = _write(config, tokenizer, source, count_documents(files), selection, run)
-        tokenizer.save(run.path("tokenizer"))
-        counts |= {
-            "rejected": rejects.count,
-            "sequence_tokens": config.sequence_tokens,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.identity,
-        }
-        log.info("tokenize: %s", ", ".join(f"{value} {key}" for key, value in counts.items() if key != "tokenizer"))
-        manifest.finish(run, counts)
-        return counts
+        job = _job(config, run, files, share)
+        if run.state != "finished":
+            return _work(job, run, order)
+        if not storage.is_remote(job.base):
+            _clear(job)  # a run that was killed at its very end
+        return run.counts
 
 
-def _read_selection(config: Config, inputs: dict[str, Any]) -> "IdList | None":
-    """The documents that `config.selection` names, None where it names none; adds its digest to the inputs."""
-    from qurating_jax.selection.copying.id_list import id_list_path, read_id_list
+def _work(job: "TokenizeJob", run: manifest.Run, order: str | None) -> dict[str, Any]:
+    from qurating_jax.tokenizing.work import clear, tokenize
 
+    try:
+        counts = tokenize(job)
+    except (UserError, FileNotFoundError):
+        if not storage.exists(run.path(manifest.MANIFEST)):
+            raise
+        counts = None  # another worker has finished, and removed what was read here
+    if counts is None:
+        if storage.exists(run.path(manifest.MANIFEST)):
+            clear(job)
+            return dict(manifest.read(run.output)["counts"])
+        return {}
+    job.tokenizer.save(run.path("tokenizer"))
+    counts |= {"order": order}
+    log.info("tokenize: %s", ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int)))
+    manifest.finish(run, counts)
+    clear(job)
+    return counts
+
+
+def _clear(job: "TokenizeJob") -> None:
+    from qurating_jax.tokenizing.work import clear
+
+    if os.path.exists(job.work_path()):
+        clear(job)
+
+
+def _job(config: Config, run: manifest.Run, files: list[str], share: tuple[int, int]) -> "TokenizeJob":
+    from qurating_jax.selection.copying.id_list_files import open_id_list
+    from qurating_jax.tokenizing.job import TokenizeJob
+
+    base = config.work or run.output
+    if storage.is_remote(base):
+        if share != (0, 1) or config.work:
+            raise UsageError("--work must be a local directory; with --shard one that all workers share")
+        # The same for the same run, so that it is found again.
+        fingerprint = manifest.sha256(repr(sorted(run.determined.items())) + run.output)
+        base = os.path.join(tempfile.gettempdir(), f"qurating-tokenize-{fingerprint[:16]}")
+        log.info("tokenize: working files go to %s (--work DIR puts them elsewhere)", base)
+    job = TokenizeJob(
+        output=run.output,
+        base=base,
+        files=tuple(files),
+        tokenizer_path=config.tokenizer,
+        options=config,
+        seed=config.seed,
+        share=share,
+        num_workers=config.num_workers or _num_cores(),
+        verify=partial(manifest.verify, run),
+    )
     if not config.selection:
-        return None
-    path = id_list_path(config.selection)
-    inputs["selection"] = manifest.input_digest([config.selection], [path])
-    return read_id_list(path)
+        return job
+    return job.with_selection(partial(open_id_list, config.selection, job.work_path("selection")))
 
 
-def _write(
-    config: Config,
-    tokenizer: "TextTokenizer",
-    source: "Iterator[Document]",
-    total: int | None,
-    selection: "IdList | None",
-    run: manifest.Run,
-) -> dict[str, Any]:
-    """Packs and writes everything. Token accounting: kept = document tokens + one EOS each; padding is the rest."""
-    import pyarrow as pa
-
-    from qurating_jax.data import tokens
-    from qurating_jax.data.document_writers import write_table
-    from qurating_jax.runtime.progress import progress
-
-    counts = {"documents": 0, "document_tokens": 0, "empty": 0}
-    columns: dict[str, list[Any]] = {"row": [], "id": [], "start": [], "num_tokens": [], "offset": []}
-    with progress("tokenize", total, "documents") as advance:
-        encoded = _encoded(_wanted(source, selection, advance), tokenizer, counts)
-        ordered = _in_order(encoded, selection)
-
-        def rows() -> "Iterator[tuple[np.ndarray, np.ndarray]]":
-            packed = tokens.pack(ordered, sequence_tokens=config.sequence_tokens, eos_id=tokenizer.eos_id or 0)
-            for number, (row_tokens, segments, pieces) in enumerate(packed):
-                columns["row"] += [number] * len(pieces)
-                for name in ("id", "start", "num_tokens", "offset"):
-                    columns[name] += [piece[name] for piece in pieces]
-                yield row_tokens, segments
-
-        num_rows = tokens.write_rows(run.path("tokens"), rows(), config.sequence_tokens)
-    if not num_rows:
-        raise UserError("no text in the input; there is nothing to tokenize")
-    write_table(run.path("rows.parquet"), pa.table(columns))
-    kept = sum(columns["num_tokens"])
-    return counts | {"rows": num_rows, "tokens": kept, "padding": num_rows * config.sequence_tokens - kept}
-
-
-def _wanted(
-    source: "Iterator[Document]", selection: "IdList | None", advance: Callable[[int], None]
-) -> "Iterator[list[tuple[int, Document]]]":
-    """(rank, document) in batches: all, in the input's order, or those of the selection; of equal ids the first one.
-
-    Raises:
-        UserError: the input lacks some of the selection's documents.
-    """
-    from qurating_jax.selection.copying.id_list import Finder
-
-    finder = None if selection is None else Finder(selection)
-    num = 0
-    while batch := list(islice(source, _ENCODE_DOCUMENTS)):
-        if finder is None:
-            yield list(enumerate(batch, num))
-        else:
-            yield [(rank, batch[position]) for position, rank in finder.find([document.id for document in batch])]
-        num += len(batch)
-        advance(len(batch))
-    if finder is not None:
-        finder.check_complete()
-
-
-def _encoded(
-    batches: "Iterable[list[tuple[int, Document]]]", tokenizer: "TextTokenizer", counts: dict[str, int]
-) -> "Iterator[tuple[int, str, np.ndarray]]":
-    """(rank, id, int32 tokens) of the documents that have tokens; `counts` gets all."""
-    for batch in batches:
-        for (rank, document), ids in zip(batch, tokenizer.encode([item.text for _, item in batch]), strict=True):
-            counts["documents"] += 1
-            counts["document_tokens"] += len(ids)
-            counts["empty"] += not len(ids)
-            if len(ids):
-                yield rank, document.id, ids
-
-
-def _in_order(
-    encoded: "Iterator[tuple[int, str, np.ndarray]]", selection: "IdList | None"
-) -> "Iterator[tuple[str, np.ndarray]]":
-    """(id, int32 tokens) in the selection's order; in that of the input where there is none, or its order is that."""
-    from qurating_jax.data.ranked_tokens import in_rank_order
-
-    if selection is None or selection.order == "source":
-        for _, name, ids in encoded:
-            yield name, ids
+def _check_eos(config: Config, tokenizer: "TextTokenizer") -> None:
+    if tokenizer.eos_id is not None or not (config.closes_documents or config.megatron):
         return
-    for rank, ids in in_rank_order(((rank, ids) for rank, _, ids in encoded), len(selection)):
-        yield selection.id_of(rank), ids
+    what = "Megatron's files" if not config.closes_documents else f"--layout {config.layout} with EOS"
+    if config.layout == "packed":
+        what = "packed rows"
+    raise UserError(
+        f"{config.tokenizer}: no end-of-text token; {what} need one to close documents (--layout segments does not)"
+    )
+
+
+def _order(config: Config) -> str | None:
+    """The order that rows follow where it is that of a selection: given by its id list, or by its copied rows."""
+    from qurating_jax.selection.copying.id_list import read_order
+
+    place = config.selection
+    if not place and len(config.input) == 1 and manifest.is_artifact(config.input[0]):
+        place = config.input[0] if manifest.read(config.input[0])["stage"] == "select" else ""
+    order = read_order(place) if place else "source"
+    return None if order == "source" else order
+
+
+def _say(config: Config, files: list[str], order: str | None) -> dict[str, Any]:
+    rows = {"packed": "rows", "segments": "windows of one document, rows"}[config.layout]
+    print(
+        f"would tokenize {len(files)} file(s) into {rows} of {config.sequence_tokens} tokens in {config.output}, "
+        f"{'in the order of the input' if order is None else f'in the order `{order}` of the selection'}, with "
+        f"{config.num_workers or _num_cores()} process(es)"
+    )
+    return {"files": len(files)}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import token_samples as samples
 from document_samples import parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qurating_jax.data import tokens
 from qurating_jax.data.document_writers import write_table
 from qurating_jax.data.documents import Rejects, find_files, read_documents
 from qurating_jax.data.token_documents import TokenDocuments
@@ -21,24 +21,18 @@ from qurating_jax.runtime.errors import UserError
 EOS = 99
 
 
-def write_output(directory, documents, sequence_tokens, *, row_group_size=None, stage="tokenize", finish=True):
+def write_output(
+    directory, documents, sequence_tokens, *, row_group_size=None, stage="tokenize", finish=True, layout="packed"
+):
     """What `qurating tokenize` leaves, of (id, ids) documents."""
-    columns = {"row": [], "id": [], "start": [], "num_tokens": [], "offset": []}
-    rows = []
-    packed = tokens.pack(
-        [document for document in documents if len(document[1])], sequence_tokens=sequence_tokens, eos_id=EOS
-    )
-    for number, (row, segments, pieces) in enumerate(packed):
-        rows.append((row.copy(), segments.copy()))
-        for piece in pieces:
-            for name in columns:
-                columns[name].append(number if name == "row" else piece[name])
+    rows, segment_ids, pieces = samples.packed(documents, sequence_tokens, EOS)
+    columns = {name: [piece[name] for piece in pieces] for name in ("row", "id", "start", "num_tokens", "offset")}
     run = manifest.begin(directory, stage=stage, config={}, identity={}, inputs={}, overwrite=True)
-    tokens.write_rows(run.path("tokens"), rows, sequence_tokens)
+    samples.write_rows(run.path("tokens"), rows, segment_ids)
     with open(run.path("rows.parquet"), "wb") as stream:
         stream.write(parquet(pa.table(columns), row_group_size=row_group_size or 1 << 20))
     if finish:
-        manifest.finish(run, {"tokens": sum(columns["num_tokens"]), "tokenizer": "abc"})
+        manifest.finish(run, {"tokens": sum(columns["num_tokens"]), "tokenizer": "abc", "layout": layout})
 
 
 def read_all(reader, order=None):
@@ -105,6 +99,9 @@ def test_what_is_no_finished_output(tmp_path):
     write_output(directory, document, 4, stage="select")
     with pytest.raises(UserError, match="output of `qurating select`, expected"):
         TokenDocuments.open(directory, **bounds)
+    write_output(directory, document, 4, layout="segments")
+    with pytest.raises(UserError, match="windows of documents"):
+        TokenDocuments.open(directory, **bounds)
     write_output(directory, document, 4)
     (tmp_path / "t/tokens/tokens/zarr.json").unlink()
     with pytest.raises(UserError, match="no token shards here"):
@@ -145,7 +142,9 @@ def test_real_documents_through_the_stage(real_data, tmp_path):
     files = find_files([str(real_data / "raw/qa_stackexchange*")])
     name = str(real_data / "tokenizers/gpt-neox-20b-pii-special.json")
     output = str(tmp_path / "tokens")
-    counts = tokenize.main(tokenize.Config(input=tuple(files), tokenizer=name, output=output, sequence_tokens=512))
+    counts = tokenize.main(
+        tokenize.Config(input=tuple(files), tokenizer=name, output=output, sequence_tokens=512, num_workers=1)
+    )
     tokenizer = load_tokenizer(name)
     truth = list(read_documents(files, rejects=Rejects(None, "error")))
     ids = tokenizer.encode([document.text for document in truth])

@@ -86,7 +86,12 @@ def _select(directory, cache, files, ranking, write="rows"):
 
 def _tokenize(output, tokenizer, inputs, **options):
     config = tokenize.Config(
-        input=tuple(map(str, inputs)), tokenizer=tokenizer, output=str(output), sequence_tokens=64, **options
+        input=tuple(map(str, inputs)),
+        tokenizer=tokenizer,
+        output=str(output),
+        sequence_tokens=64,
+        num_workers=1,
+        **options,
     )
     return tokenize.main(config)
 
@@ -128,7 +133,7 @@ def test_documents_that_come_twice_count_once(tmp_path, tokenizer):
     twice = _tokenize(
         tmp_path / "twice", tokenizer, [*files, tmp_path / "again"], selection=str(tmp_path / "ids")
     )  # fmt: skip
-    assert twice == once
+    assert twice == once | {"repeated": once["documents"]}
     assert _tokens(tmp_path / "twice") == _tokens(tmp_path / "once")
 
 
