@@ -301,10 +301,13 @@ def _list_of(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _language_models(artifacts: list[Artifact]) -> Iterator[Section]:
-    """Perplexity and bits per byte by domain, models side by side; eval.json is {"domains": {...}, "all": {...}}."""
+    """Perplexity and bits per byte by domain, models side by side; eval.json has `models` by name (docs/eval_lm.md)."""
     notes: list[str] = []
-    results = {artifact.name: _eval(artifact, notes) for artifact in artifacts}
-    if not results:
+    results: dict[str, dict[str, Any]] = {}
+    for artifact in artifacts:
+        models = _mappings(_eval(artifact, notes).get("models"))
+        results |= {artifact.name if len(models) == 1 else f"{artifact.name} {name}": of for name, of in models}
+    if not results and not notes:
         return
     domains = sorted({domain for result in results.values() for domain, _ in _mappings(result.get("domains"))})
     measures = ("perplexity", "bits_per_byte")
@@ -314,7 +317,7 @@ def _language_models(artifacts: list[Artifact]) -> Iterator[Section]:
         for measure in measures:
             for result in results.values():
                 values = result.get("all") if domain is None else (result.get("domains") or {}).get(domain)
-                cells.append(_cell((values or {}).get(measure)))
+                cells.append(_cell(dict(_mappings(values)).get(measure, {}).get("value")))
         rows.append(tuple(cells))
     headings = (
         "held-out domain",

@@ -25,7 +25,8 @@ _BATCHES_IN_FLIGHT = 2
 _BATCH_TOKENS = {"cpu": 2048, "gpu": 65_536, "tpu": 32_768}
 
 # (params, *tokens int32 [B, T], lengths int32 [B, R]) -> float32 [B, R, outputs]: rows hold windows end to end, in
-# order; a length of 0 is no window. One token array for every entry of the scorer's `offsets`.
+# order; a length of 0 is no window. One token array for every entry of the scorer's `offsets`. Where windows have
+# context, its lengths int32 [B, R] come last.
 ScoreFn = Callable[..., Array]
 
 
@@ -103,6 +104,7 @@ class BatchScorer:
         starts: NDArray[np.int64],
         sizes: NDArray[np.int64],
         on_done: Callable[[int], None] | None = None,
+        context: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """Scores every window.
 
@@ -111,6 +113,8 @@ class BatchScorer:
             starts: int64 [m], where each window begins in `values`.
             sizes: int64 [m], tokens of each, 1 to `shapes.max_tokens`.
             on_done: called with the number of real tokens of every finished batch.
+            context: int64 [m], how many of each window's tokens, at its beginning, are only read; for functions that
+                take it.
 
         Returns:
             float32 [m, outputs], in input order; [0, 0] without windows.
@@ -134,7 +138,7 @@ class BatchScorer:
 
         with jax.set_mesh(self._mesh):
             for batch in self.plan(sizes):
-                in_flight.append((batch, self._dispatch(values, starts, sizes, batch)))
+                in_flight.append((batch, self._dispatch(values, starts, sizes, context, batch)))
                 if len(in_flight) > _BATCHES_IN_FLIGHT:
                     collect()
             while in_flight:
@@ -167,13 +171,21 @@ class BatchScorer:
         return max(-(-(self._batch_tokens // shape.num_tokens) // groups), 1) * groups
 
     def _dispatch(
-        self, values: NDArray[np.int32], starts: NDArray[np.int64], sizes: NDArray[np.int64], batch: Batch
+        self,
+        values: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        context: NDArray[np.int64] | None,
+        batch: Batch,
     ) -> Array:
-        lengths = np.where(batch.members >= 0, sizes[batch.members], 0)
+        real = batch.members >= 0
+        lengths = np.where(real, sizes[batch.members], 0)
         begins = starts[batch.members]
-        tokens = [lay_out(values, begins + offset, lengths, batch.shape.num_tokens) for offset in self._offsets]
-        arrays = [jax.device_put(array, self._sharding) for array in (*tokens, lengths.astype(np.int32))]
-        return self._score(self._params, *arrays)
+        arrays = [lay_out(values, begins + offset, lengths, batch.shape.num_tokens) for offset in self._offsets]
+        arrays.append(lengths.astype(np.int32))
+        if context is not None:
+            arrays.append(np.where(real, context[batch.members], 0).astype(np.int32))
+        return self._score(self._params, *(jax.device_put(array, self._sharding) for array in arrays))
 
 
 def lay_out(

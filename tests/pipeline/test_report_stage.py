@@ -50,7 +50,7 @@ def _annotated(root, name="annotate", **config):
     (directory / "rejected.parquet").write_bytes(b"not a part")
 
 
-LM = {"perplexity": 12.345, "bits_per_byte": 1.25, "num_tokens": 1000}
+LM = {"perplexity": {"value": 12.345, "low": 12.0}, "bits_per_byte": {"value": 1.25}, "num_tokens": 1000}
 
 
 def _run(root):
@@ -72,10 +72,11 @@ def _run(root):
             "domains": domains,
         }
         _artifact(root, f"select_{name}", "select", {"num_selected": 5}, files={"selection.json": selection})
-        results = {"domains": {"web": LM | {"perplexity": 20.5 + number}, "code": LM}, "all": LM, "context_tokens": 8}
+        results = {"domains": {"web": LM | {"perplexity": {"value": 20.5 + number}}, "code": LM}, "all": LM}
         if name == "uniform":
             del results["domains"]["code"]
-        _artifact(root / "models", f"eval_{name}", "eval-lm", {}, files={"eval.json": results})
+        evaluation = {"models": {"lm": results}, "context_tokens": 8}
+        _artifact(root / "models", f"eval_{name}", "eval-lm", {}, files={"eval.json": evaluation})
 
 
 class _Page(HTMLParser):

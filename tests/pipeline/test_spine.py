@@ -124,8 +124,8 @@ def test_evaluations_hold_numbers(chain):
     assert all(0 <= row["accuracy"] <= 1 for row in rater.values())
     beside = json.loads((chain / "eval_rater" / "eval.json").read_text())["pair_accuracy"]
     assert set(beside) == {"rater", "flesch_reading_ease", "length", "ngrams"}
-    lm = json.loads((chain / "eval_lm" / "eval.json").read_text())
-    assert lm["all"]["perplexity"] > 1
+    lm = json.loads((chain / "eval_lm" / "eval.json").read_text())["models"]["train_lm"]
+    assert lm["all"]["perplexity"]["value"] > 1
     assert sum(row["num_tokens"] for row in lm["domains"].values()) == lm["all"]["num_tokens"]
 
 

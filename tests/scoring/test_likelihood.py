@@ -53,19 +53,64 @@ def tokens_of(sizes):
     return [rng.integers(0, 380, size).astype(np.int32) for size in sizes]
 
 
-@pytest.mark.parametrize("context_tokens", [2, 7, 64])
-def test_every_token_but_the_first_is_predicted_once(lm_directory, token_loss, context_tokens):
-    """Piece by piece with one shared token."""
+def flat(documents):
+    return np.concatenate(documents), np.cumsum([0, *map(len, documents)])
+
+
+@pytest.mark.parametrize(
+    ("context_tokens", "stride_tokens"), [(2, None), (7, None), (7, 6), (7, 5), (7, 1), (12, 4), (64, None), (64, 9)]
+)
+def test_every_token_but_the_first_is_predicted_once(lm_directory, token_loss, context_tokens, stride_tokens):
+    """From what a loop over tokens says a window shows it: never more than the context, never less than promised."""
     documents, done = tokens_of((0, 1, 2, 7, 8, 40)), []
-    nats, predicted = load(lm_directory, context_tokens).negative_log_likelihoods(documents, done.append)
+    model = load(lm_directory, context_tokens)
+    nats, predicted = model.negative_log_likelihoods(*flat(documents), stride_tokens=stride_tokens, on_done=done.append)
+    assert nats.dtype == np.float64
     assert predicted.tolist() == [0, 0, 1, 6, 7, 39]
-    assert sum(done) == predicted.sum()
+    assert sum(done) == model.window_sizes(predicted, stride_tokens).sum()
+    stride = stride_tokens or context_tokens - 1
     for number, ids in enumerate(documents):
         total = 0.0
         for target in range(1, len(ids)):
-            start = (target - 1) // (context_tokens - 1) * (context_tokens - 1)
-            total += token_loss(ids[start:target], ids[target])
+            # The first window ends before `context_tokens`, every later one `stride` tokens further.
+            later = max(0, -(-(target - context_tokens + 1) // stride))
+            total += token_loss(ids[later * stride : target], ids[target])
         assert nats[number] == pytest.approx(total, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_shapes_of_batches_do_not_change_what_is_read(lm_directory, shapes):
+    documents = flat(tokens_of((0, 1, 5, 30, 40, 13, 3)))
+    model = load(lm_directory, 12)
+    other = dataclasses.replace(model, scorer=model.scorer.with_shapes(SHAPES[shapes]))
+    for stride in (None, 3):
+        expected, _ = model.negative_log_likelihoods(*documents, stride_tokens=stride)
+        found, _ = other.negative_log_likelihoods(*documents, stride_tokens=stride)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [MeshShape(data=2, fsdp=2, tensor=2), MeshShape(data=1, fsdp=8)])
+def test_meshes_agree(lm_directory, mesh):
+    documents = flat(tokens_of((0, 1, 5, 30, 40, 13, 3)))
+    options = {"compute": ComputeConfig(), "context_tokens": 12, "batch_tokens": 200}
+    expected, _ = load(lm_directory, 12).negative_log_likelihoods(*documents, stride_tokens=4)
+    split = LanguageModel.load(lm_directory, make_mesh(mesh), **options)
+    found, _ = split.negative_log_likelihoods(*documents, stride_tokens=4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.torch
+def test_documents_that_fit_into_the_context_have_the_loss_of_transformers(lm_directory):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(lm_directory, dtype=torch.float32).eval()
+    documents = tokens_of((2, 3, 17, 64))
+    nats, predicted = load(lm_directory, None).negative_log_likelihoods(*flat(documents))
+    for number, ids in enumerate(documents):
+        batch = torch.from_numpy(ids).long()[None]
+        with torch.no_grad():
+            mean = theirs(input_ids=batch, labels=batch).loss.item()
+        assert nats[number] == pytest.approx(mean * predicted[number], rel=2e-5)
 
 
 @pytest.mark.parametrize("max_windows", [None, 2])
@@ -96,7 +141,7 @@ def test_documents_of_one_token_have_no_likelihood(lm_directory):
     totals, predicted = model.log_likelihoods(windows)
     assert totals.tolist() == [0, 0]
     assert predicted.tolist() == [0, 0]
-    nats, predicted = model.negative_log_likelihoods(tokens_of((1, 0)))
+    nats, predicted = model.negative_log_likelihoods(*flat(tokens_of((1, 0))))
     assert nats.tolist() == predicted.tolist() == [0, 0]
 
 
@@ -113,12 +158,23 @@ def test_a_context_beyond_the_model_is_refused(lm_directory):
 
 def test_the_first_tokens_bytes_are_given(lm_directory):
     tokenizer = load_tokenizer(lm_directory)
-    for text in tiny.TEXTS:
+    # Tokens are runs of bytes, one character of their names each.
+    names = {index: name for name, index in tokenizer.backend.get_vocab().items()}
+    for text in (*tiny.TEXTS, "🙂", "é", "\N{REPLACEMENT CHARACTER} it is", "x"):
         [ids] = tokenizer.encode([text])
-        rest = predicted_bytes(text, ids, tokenizer)
-        if len(ids) < 2:
-            assert rest == 0
-        elif text.isascii():
-            assert rest == sum(len(tokenizer.decode([token])) for token in ids[1:])
-        else:  # the first token is the first of a character's four bytes, and is written as three
-            assert len(text.encode()) - 3 <= rest < len(text.encode())
+        assert predicted_bytes(text, ids, tokenizer) == sum(len(names[token]) for token in ids[1:].tolist())
+
+
+def test_the_first_byte_of_a_fallback_is_given():
+    """A tokenizer of the kind of Llama 2: characters that it does not know are written as bytes."""
+    import tokenizers
+
+    from qurating_jax.data.tokenizer import TextTokenizer
+
+    vocabulary = {"<unk>": 0, "a": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    tokenizer = TextTokenizer(backend.to_str(), source="here")
+    [ids] = tokenizer.encode(["🙂a"])
+    assert len(ids) == 5
+    assert predicted_bytes("🙂a", ids, tokenizer) == 4
