@@ -16,11 +16,12 @@ from qurating_jax.models.flops import forward_flops
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.pipeline import bench_annotate as bench
+from qurating_jax.runtime import turns
 from qurating_jax.runtime.errors import UsageError, UserError
-from qurating_jax.scoring.benching import contest, device, host, peer, samples, scaling, turns
+from qurating_jax.runtime.turns import Amount, Side
+from qurating_jax.scoring.benching import contest, device, host, peer, samples, scaling
 from qurating_jax.scoring.benching import setting as module
 from qurating_jax.scoring.benching.setting import CRITERIA, Setting, numbered_tokenizer, padding, score
-from qurating_jax.scoring.benching.turns import Amount, Side
 from qurating_jax.scoring.part_source import AnnotationInput
 from qurating_jax.scoring.shapes import Shapes
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from qurating_jax.models import hf
 from qurating_jax.models.llama import Params
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.turns import Compiling, Side, compiled, in_turns, ratios, summary
 from qurating_jax.scoring.benching import peer
 from qurating_jax.scoring.benching.peer import TorchRater
 from qurating_jax.scoring.benching.samples import Sample, deal, sample_of
 from qurating_jax.scoring.benching.setting import CRITERIA, Setting, mfu, our_side, padding, score
-from qurating_jax.scoring.benching.turns import Compiling, Side, compiled, in_turns, ratios, summary
 from qurating_jax.scoring.neural import NeuralModel
 
 _TOLERANCE = 1e-4  # of scores in float32

@@ -16,10 +16,10 @@ from qurating_jax.data.document_writers import write_table
 from qurating_jax.method.agreement import spearman
 from qurating_jax.models.flops import peak_flops
 from qurating_jax.models.llama import Params
+from qurating_jax.runtime.turns import Amount, in_turns, ratios, spread, summary
 from qurating_jax.scoring.benching.host import rate
 from qurating_jax.scoring.benching.samples import Sample, sample_of
 from qurating_jax.scoring.benching.setting import CRITERIA, Setting, mfu, our_side, score
-from qurating_jax.scoring.benching.turns import Amount, in_turns, ratios, spread, summary
 from qurating_jax.scoring.part_source import AnnotationInput
 
 _ROUNDING_TOKENS = 131_072  # enough to compare by; float32 is slow on an accelerator

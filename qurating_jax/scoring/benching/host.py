@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from qurating_jax.data.document_writers import ShardWriter
 from qurating_jax.data.parts import Parts
 from qurating_jax.data.tokenizer import TextTokenizer
+from qurating_jax.runtime.turns import Amount, Side, in_turns, ratios, spread, summary
 from qurating_jax.scoring.annotator import Annotator, Layout
 from qurating_jax.scoring.benching.samples import Sample
-from qurating_jax.scoring.benching.turns import Amount, Side, in_turns, ratios, spread, summary
 from qurating_jax.scoring.part_rater import PartRater
 from qurating_jax.scoring.part_source import AnnotationInput
 from qurating_jax.scoring.scorer import Work, lay_out

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.flops import forward_flops
+from qurating_jax.runtime.turns import Amount, Side
 from qurating_jax.scoring.benching.samples import Sample
-from qurating_jax.scoring.benching.turns import Amount, Side
 from qurating_jax.scoring.scorer import lay_out
 
 GROUP_DOCUMENTS = 512

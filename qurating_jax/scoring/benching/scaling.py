@@ -20,9 +20,9 @@ from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.turns import Amount, Side, in_turns, spread
 from qurating_jax.scoring.benching.samples import sample_of
 from qurating_jax.scoring.benching.setting import CRITERIA, Setting
-from qurating_jax.scoring.benching.turns import Amount, Side, in_turns, spread
 from qurating_jax.scoring.scorer import BatchScorer
 from qurating_jax.scoring.shapes import Shapes
 

@@ -15,8 +15,8 @@ from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.models.flops import peak_flops
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel.rules import tree_shardings
+from qurating_jax.runtime.turns import Amount, Side
 from qurating_jax.scoring.benching.samples import Sample
-from qurating_jax.scoring.benching.turns import Amount, Side
 from qurating_jax.scoring.neural import NeuralModel
 
 CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")

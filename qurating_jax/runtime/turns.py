@@ -25,9 +25,9 @@ class Amount:
     """What a side has done in a turn.
 
     Attributes:
-        tokens: of windows.
+        tokens: of texts.
         places: of the batches they were in, padding included; 0: there are none.
-        flops: operations that the model needs for these windows, padding excluded; 0: there is no model.
+        flops: operations that the model needs for these texts, padding excluded; 0: there is no model.
     """
 
     tokens: int
