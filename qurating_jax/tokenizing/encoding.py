@@ -79,9 +79,9 @@ class PartEncoder:
         options = self._job.options
         assert found.texts is not None
         bad = [row for row, text in enumerate(found.texts) if text is None]
-        for row in bad:
-            self._reject(int(found.index[row]), f"no text in `{options.text_field}`", rejects)
         ids = _ids(found, options.id_field)
+        for row in bad:
+            self._reject(int(found.index[row]), ids[row], rejects)
         keep = np.ones(len(ids), bool)
         keep[bad] = False
         ranks = None
@@ -105,9 +105,10 @@ class PartEncoder:
         metadata = {_CARRIED: json.dumps(list(carried)).encode()}
         return pa.table(made | carried).replace_schema_metadata(metadata), [found.texts[row] or "" for row in rows]
 
-    def _reject(self, index: int, reason: str, rejects: Rejects) -> None:
+    def _reject(self, index: int, name: str, rejects: Rejects) -> None:
         place = int(np.searchsorted(self._file_starts, index, side="right")) - 1
-        rejects.add(self._job.files[place], index - int(self._file_starts[place]) + 1, reason, "")
+        reason = f"no text in `{self._job.options.text_field}`"
+        rejects.add(self._job.files[place], index - int(self._file_starts[place]) + 1, reason, f"id={name!r}")
 
 
 def read_encoded(path: str) -> tuple[pa.Table, list[str], dict[str, int]]:
