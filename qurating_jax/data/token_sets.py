@@ -53,6 +53,10 @@ class TokenSets:
         """Where the tokenizer is saved."""
         return storage.join(self.directories[0], "tokenizer")
 
+    def pieces_path(self, number: int) -> str:
+        """The table of set `number` that says which document stands where in its rows."""
+        return _path(self.directories[number], self.split, "rows.parquet")
+
     def fetcher(self, document_attention: DocumentAttention) -> FetchPlaces:
         """What makes the rows that stand at places (see `order.RowOrder.places`).
 
@@ -158,7 +162,7 @@ def _open_rows(directory: str, counts: Mapping[str, Any], split: Split) -> Token
     if not own["rows"]:
         hint = "; tokenize with a validation_fraction" if split == "validation" else ""
         raise UserError(f"{directory}: no {split} rows{hint}")
-    folder = storage.join(directory, "tokens") if split == "training" else storage.join(directory, split, "tokens")
+    folder = _path(directory, split, "tokens")
     rows = TokenRows(folder)
     if (rows.num_rows, rows.sequence_tokens) != (own["rows"], counts["sequence_tokens"]):
         raise UserError(
@@ -166,3 +170,7 @@ def _open_rows(directory: str, counts: Mapping[str, Any], split: Split) -> Token
             f"{counts['sequence_tokens']}; tokenize again"
         )
     return rows
+
+
+def _path(directory: str, split: Split, name: str) -> str:
+    return storage.join(directory, *([] if split == "training" else [split]), name)
