@@ -1,6 +1,7 @@
 """convert as a command: a checkpoint as a run's own export, there and back bit for bit, and what it refuses."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -62,6 +63,47 @@ def test_convert_without_a_checkpoint(tmp_path, capsys):
     (tmp_path / "nothing" / "file.json").write_text("{}")
     assert run_here("convert", "--to", "hf", "--input", tmp_path / "nothing", "--output", tmp_path / "never") == 1
     assert "no committed checkpoint" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_there_is_named(places, tmp_path, capsys):
+    argv = ["convert", "--to", "hf", "--input", places / "run", "--step", 8, "--output", tmp_path / "out"]
+    assert run_here(*argv) == 1
+    assert "no committed checkpoint of step 8" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", [["--to", "orbax"], ["--to", "hf"], ["--to", "hf", "--dtype", "bfloat16"]])
+def test_a_check_compares_both_sides_with_transformers(places, tmp_path, capsys, options):
+    pytest.importorskip("torch")
+    where = places / "run" / "hf" if "orbax" in options else places / "run"
+    argv = ["convert", *options, "--input", where, "--output", tmp_path / "out", "--check"]
+    assert run_here(*argv) == 0
+    assert "convert: transformers' logits reach" in capsys.readouterr().err
+    assert run_here(*argv) == 0  # a finished one is checked again
+    assert "convert: transformers' logits reach" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+def test_a_check_fails_where_logits_or_tensors_differ(places, tmp_path, capsys):
+    pytest.importorskip("torch")
+    argv = ["convert", "--to", "hf", "--input", places / "run", "--output", tmp_path / "out", "--check"]
+    assert run_here(*argv) == 0
+    config = tmp_path / "out" / "hf" / "config.json"
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps(whole | {"rope_theta": 900.0}))
+    assert run_here(*argv) == 1
+    assert "logits differ by up to" in capsys.readouterr().err
+    config.write_text(json.dumps(whole | {"num_hidden_layers": 1}))
+    assert run_here(*argv) == 1
+    assert "transformers finds {'unexpected_keys': ['model.layers.1." in capsys.readouterr().err
+
+
+@pytest.mark.torch
+def test_a_rater_is_checked_by_its_scores(tmp_path, capsys):
+    pytest.importorskip("torch")
+    made = tiny.make_model(tmp_path / "rater", 2)
+    assert run_here("convert", "--input", made, "--output", tmp_path / "out", "--check") == 0
+    assert "ours differ by" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_adapters_is_no_model(tmp_path, capsys):
