@@ -9,10 +9,7 @@ from qurating_jax.stage import StageConfig, open_run, require, require_local
 from qurating_jax.training.lm_options import LmOptions
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from qurating_jax.models.base import BaseModel
-    from qurating_jax.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +43,7 @@ def main(config: Config) -> dict[str, Any]:
 
     mesh = make_mesh(config.mesh)
     builder = lm_fit.batches(config, sets, order, mesh)
-    validation = _validation(config, base, mesh)
+    validation = lm_fit.held_out(config, config.seed, base, mesh)
     # The sets in their order: mixture weights and the place of a row belong to it.
     inputs = {
         "tokens": [manifest.input_digest([directory], []) for directory in config.tokens],
@@ -63,11 +60,6 @@ def main(config: Config) -> dict[str, Any]:
         counts |= {"seen_tokens": trained.seen_tokens, "exported_step": trained.step}
         manifest.finish(run, counts)
         return counts
-
-
-def _validation(config: Config, base: "BaseModel", mesh: "Mesh") -> "Validation | None":
-    """Losses on the validation rows of the token sets that have some, by domain."""
-    return None
 
 
 def _say_what_is_done(config: Config, base: "BaseModel", counts: dict[str, Any]) -> None:

@@ -6,14 +6,15 @@ from jax.sharding import Mesh
 
 from qurating_jax.data.batches import BatchBuilder, batches_of_order, micro_batches
 from qurating_jax.data.order import RowOrder
-from qurating_jax.data.token_sets import TokenSets
+from qurating_jax.data.token_sets import TokenSets, open_token_sets
 from qurating_jax.data.tokenizer import load_tokenizer
 from qurating_jax.models.base import BaseModel, resolve_base
 from qurating_jax.models.flops import num_parameters, training_flops
-from qurating_jax.runtime import storage
+from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.training.batch_documents import BatchDocuments
 from qurating_jax.training.fit import fit
+from qurating_jax.training.held_out import HeldOut
 from qurating_jax.training.journal import Notes
 from qurating_jax.training.lm_options import LmOptions
 from qurating_jax.training.loop import Trained
@@ -105,6 +106,29 @@ def batches(options: LmOptions, sets: TokenSets, order: RowOrder, mesh: Mesh) ->
     shape = micro_batches(options.batch_sequences, options.accumulation, mesh)
     fetch = batches_of_order(order, sets.fetcher(options.document_attention), options.batch_sequences)
     return BatchBuilder(fetch, shape=shape, mesh=mesh)
+
+
+def held_out(options: LmOptions, seed: int, base: BaseModel, mesh: Mesh) -> Validation | None:
+    """Losses on validation rows of the token sets that hold some out; None where there is nothing to evaluate.
+
+    Raises:
+        UserError: as of `HeldOut`.
+    """
+    counts = {directory: manifest.read(directory)["counts"] for directory in options.tokens}
+    directories = [name for name, found in counts.items() if (found.get("validation") or {"rows": 0})["rows"]]
+    if not directories or not options.held_out.max_rows:
+        return None
+    evaluated = HeldOut(
+        open_token_sets(directories, split="validation"),
+        base.config,
+        max_rows=options.held_out.max_rows,
+        batch_rows=options.batch_sequences // options.accumulation,
+        seed=seed,
+        document_attention=options.document_attention,
+        compute=options.compute,
+        mesh=mesh,
+    )
+    return Validation(evaluated.evaluate, options.held_out)
 
 
 def fit_lm(

@@ -1,5 +1,9 @@
 """Checkpoints: committed or not there, restored bit for bit, onto any sharding, parameters alone as well."""
 
+import resource
+import signal
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime.checkpoint import Checkpoints, restore_params
+from qurating_jax.runtime.errors import UserError
 
 WHOLE = {
     "params": {"table": np.arange(32, dtype=np.float32).reshape(8, 4) / 7, "scale": np.float32([1, np.nan, np.inf])},
@@ -146,3 +151,105 @@ def test_no_checkpoint_to_take_parameters_from(tmp_path):
         with pytest.raises(FileNotFoundError):
             restore_params(str(tmp_path / name), lambda document: {})
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_multiples_of_some_steps_stay_for_good(tmp_path):
+    directory = tmp_path / "c"
+    with Checkpoints(str(directory), keep=1, keep_every=4) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.protect(3)
+            checkpoints.save(step, {"x": jnp.ones(2)}, {})
+    assert kept(directory) == [3, 4, 8, 10]
+
+
+# ---- what goes wrong
+
+
+@pytest.fixture
+def small_disk(monkeypatch):
+    """From then on no file of this process may be larger than so many bytes, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size if size else limits[0], limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, previous)
+
+
+def noise(seed):
+    return {"x": jnp.asarray(np.random.default_rng(seed).normal(size=1 << 18).astype(np.float32))}
+
+
+def wait_for_failure(checkpoints):
+    for _ in range(1200):
+        checkpoints.check()
+        time.sleep(0.05)
+
+
+def test_a_save_that_fails_in_the_background_is_one_line_soon_and_the_last_good_one_stays(tmp_path, small_disk, caplog):
+    directory = tmp_path / "c"
+    message = rf"{directory}: the checkpoint of step 2 cannot be saved \(.*\); the one of step 1 stands: mend that"
+
+    def run():
+        with Checkpoints(str(directory), keep=1) as checkpoints:
+            checkpoints.save(1, noise(1), {"step": 1})
+            wait_until(lambda: (directory / "1").is_dir())
+            small_disk(50_000)
+            checkpoints.save(2, noise(2), {"step": 2})
+            wait_for_failure(checkpoints)
+
+    with pytest.raises(UserError, match=message) as failure:
+        run()
+    assert "\n" not in str(failure.value)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    small_disk(0)
+    with Checkpoints(str(directory), keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        state, document = checkpoints.restore(1, noise(0))
+        np.testing.assert_array_equal(state["x"], noise(1)["x"])
+        assert document == {"step": 1}
+        checkpoints.save(2, noise(2), {"step": 2})
+    assert kept(directory) == [2]  # what the failed save had left is gone as well
+
+
+def wait_until(condition):
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("ending", ["save", "leave", "crash"])
+def test_a_failed_save_is_noticed_wherever_the_run_looks_next(tmp_path, small_disk, caplog, ending):
+    expected = (KeyError, "crash") if ending == "crash" else (UserError, "step 1 cannot be saved")
+
+    def run():
+        with Checkpoints(str(tmp_path / "c"), keep=1) as checkpoints:
+            small_disk(50_000)
+            checkpoints.save(1, noise(1), {})
+            if ending == "save":
+                checkpoints.save(2, noise(2), {})
+            if ending == "crash":
+                raise KeyError("crash")
+
+    with pytest.raises(expected[0], match=expected[1]):
+        run()
+    assert ("step 1 cannot be saved" in caplog.text) == (ending == "crash")  # a warning beside the error
+
+
+@pytest.mark.parametrize(
+    ("state", "same", "difference"),
+    [
+        ({"x": jnp.ones(3)}, {"model": {"layers": 2}}, r"model\.layers is 1 there and 2 here"),
+        ({"x": jnp.ones(4)}, {"model": {"layers": 1}}, r"x is \(3,\) there and \(4,\) here"),
+        ({"y": jnp.ones(3)}, {}, r"x is \(3,\) there and None here"),
+        ({"x": jnp.ones(3), "y": jnp.ones(3)}, {"labels": None}, r"y is None there and \(3,\) here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, state, same, difference):
+    with Checkpoints(str(tmp_path / "c"), keep=1) as checkpoints:
+        checkpoints.save(5, {"x": jnp.ones(3)}, {"model": {"layers": 1}, "progress": 7})
+    with Checkpoints(str(tmp_path / "c"), keep=1) as checkpoints:
+        with pytest.raises(UserError, match=f"the checkpoint of step 5 is of another model .{difference}"):
+            checkpoints.restore(5, state, same=same)
+        checkpoints.restore(5, {"x": jnp.ones(3)}, same={"model": {"layers": 1}})

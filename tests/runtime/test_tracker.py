@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 
 import pytest
 
@@ -73,3 +75,34 @@ def test_cutting_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch):
         JsonlTracker(str(path), resume_step=2)
     assert [line["step"] for line in lines(path)] == [1, 2, 3]
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_full_disk_costs_lines_but_neither_the_run_nor_the_file(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(str(path), resume_step=0)
+    tracker.log(1, {"loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+        tracker.log(2, {"loss": 2.0})
+        tracker.log(3, {"loss": 3.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    tracker.log(4, {"loss": 4.0})
+    assert [line["step"] for line in lines(path)] == [1, 4]
+    assert len(caplog.messages) == 1
+    assert "metrics are lost until it can be written again" in caplog.messages[0]
+
+
+def test_a_file_that_cannot_be_cut_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+
+    def refused(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refused)
+    JsonlTracker(str(path), resume_step=1).log(2, {"loss": 1.0})
+    assert "Read-only file system" in caplog.text
