@@ -51,6 +51,7 @@ STAGES = {
     "annotate": Stage("annotate", "documents + rater -> ratings per 512-token window and document"),
     "select": Stage("select_subset", "rated documents -> a budget of them: sampled, best, like a target, mixed"),
     "tokenize": Stage("tokenize", "documents -> token shards"),
+    "plan": Stage("plan", "what a train-lm recipe takes: FLOPs, memory per device, disk, hours; no device needed"),
     "train-lm": Stage("train_lm", "token shards -> language model"),
     "eval-lm": Stage("eval_lm", "language model + documents -> held-out perplexity by domain"),
     "report": Stage("report", "finished stages -> one readable page"),
