@@ -4,11 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import LM, QWEN3, RATER, random_params
+from tiny_models import LM, QWEN2, QWEN3, RATER, random_params
 
-from qurating_jax.models import heads
+from qurating_jax.models import heads, llama
 from qurating_jax.models.config import PRESETS, ComputeConfig
-from qurating_jax.models.flops import forward_flops, peak_flops, training_flops
+from qurating_jax.models.flops import (
+    forward_flops,
+    num_parameters,
+    peak_flops,
+    training_flops,
+    training_flops_of_tokens,
+)
 
 SHEARED = PRESETS["sheared-llama-1.3b"]
 
@@ -54,6 +60,22 @@ def test_lengths_may_be_arrays_of_either_kind():
     assert found[1, 1] == forward_flops(RATER, 3.0)
     np.testing.assert_allclose(forward_flops(RATER, jnp.asarray(lengths, jnp.float32)), found, rtol=1e-6)
     assert forward_flops(RATER, np.array([3, 5]))[1] == found[0, 1]
+
+
+def test_tokens_of_several_texts_count_as_the_texts():
+    lengths = np.array([1.0, 5.0, 37.0])
+    seen = sum(sum(range(1, int(length) + 1)) for length in lengths)
+    assert training_flops_of_tokens(LM, lengths.sum(), seen) == training_flops(LM, lengths).sum()
+
+
+@pytest.mark.parametrize("config", [LM, RATER, QWEN2, QWEN3], ids=["lm", "rater", "qwen2-bias", "qwen3-tied"])
+def test_parameters_are_those_that_are_made(config):
+    assert num_parameters(config) == sum(leaf.size for leaf in jax.tree.leaves(llama.abstract(config)))
+
+
+def test_parameters_of_sheared_llama():
+    """Two matrices of 32 000 x 2 048, 24 layers of 50 595 840 weights and two norms, and the last norm."""
+    assert num_parameters(SHEARED) == 1_345_423_360
 
 
 def products(jaxpr):

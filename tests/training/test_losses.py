@@ -13,9 +13,10 @@ from tiny_training import FLOAT32, LM, T, init_params, lm_loss, packed_groups, p
 
 from qurating_jax.method.bradley_terry import pair_accuracy
 from qurating_jax.models import heads
+from qurating_jax.models.config import ComputeConfig
 from qurating_jax.models.flops import training_flops
 from qurating_jax.training import losses
-from qurating_jax.training.losses import bradley_terry_loss, regression_loss
+from qurating_jax.training.losses import bradley_terry_loss, next_token_loss, regression_loss
 from qurating_jax.training.state import TrainState
 from qurating_jax.training.step import make_step
 
@@ -412,3 +413,67 @@ def test_segments_do_not_see_each_other_and_padding_counts_nothing():
     )
     np.testing.assert_allclose(apart, total, rtol=1e-5)
     assert tokens == (rows["segment_ids"] != 0).sum()
+
+
+@functools.cache
+def evaluated(z_loss=0.0):
+    def loss_fn(params, batch):
+        return next_token_loss(params, LM, batch, compute=ComputeConfig(loss_chunk_tokens=7), z_loss=z_loss)
+
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+
+def texts_of(rows):
+    """Every segment in a row of its own, in the form of one text per row; what stands behind it is noise."""
+    tokens, lengths = np.random.default_rng(9).integers(0, LM.vocab_size, (12, T)).astype(np.int32), np.zeros(12, int)
+    for index in range(12):
+        row, segment = divmod(index, 2)
+        inside = rows["segment_ids"][row] == segment + 1
+        lengths[index] = inside.sum()
+        tokens[index, : lengths[index]] = rows["tokens"][row, inside]
+    return {"tokens": tokens, "lengths": lengths.astype(np.int32)}
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_packed_rows_have_the_loss_and_the_gradient_of_their_texts(z_loss):
+    params, rows = init_params(LM), packed_rows(6)
+    (packed, sums), gradient = evaluated(z_loss)(params, rows)
+    (apart, others), wanted = evaluated(z_loss)(params, texts_of(rows))
+    assert float(packed) == pytest.approx(float(apart), rel=1e-6)
+    assert set(sums) == set(others) == {"count", "tokens", "places", "teraflops"} | ({"z_loss"} if z_loss else set())
+    for name in set(sums) - {"places"}:
+        assert float(sums[name]) == pytest.approx(float(others[name]), rel=1e-6), name
+    assert (float(sums["places"]), float(others["places"])) == (6 * T, 12 * T)
+    for mine, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-5 * np.abs(other).max())
+
+
+def test_the_z_loss_is_the_squared_normaliser():
+    params, rows = init_params(LM), packed_rows(6)
+    (total, sums), _ = evaluated(1e-2)(params, rows)
+    logits = np.asarray(all_logits(params, rows), np.float64)
+    normalisers = np.log(np.exp(logits).sum(axis=-1))
+    segments = rows["segment_ids"]
+    predicted = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] != 0)
+    wanted = 1e-2 * (normalisers[:, :-1] ** 2)[predicted].sum()
+    assert float(sums["z_loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(total) == pytest.approx(float(jitted_loss(params, rows)[0]) + wanted, rel=1e-5)
+
+
+def test_teraflops_of_rows_are_those_of_their_texts():
+    rows = packed_rows(6)
+    lengths = texts_of(rows)["lengths"].astype(float)
+    _, sums = jitted_loss(init_params(LM), rows)
+    assert float(sums["teraflops"]) == pytest.approx(training_flops(LM, lengths).sum() * 1e-12, rel=1e-6)
+
+
+def test_losses_one_by_one_are_those_that_training_sums():
+    params, rows = init_params(LM), packed_rows(6)
+    texts = texts_of(rows)
+    for batch in (rows, texts):
+        each, predicted = heads.token_losses(params, LM, batch, compute=FLOAT32)
+        (total, sums), _ = evaluated()(params, batch)
+        assert each.shape == predicted.shape == (len(batch["tokens"]), T - 1)
+        assert float(each.sum()) == pytest.approx(float(total), rel=1e-6)
+        assert int(predicted.sum()) == int(sums["count"])
+        assert not np.asarray(each)[~np.asarray(predicted)].any()
