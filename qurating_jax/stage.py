@@ -44,26 +44,38 @@ def open_run(
     """Claims `config.output` (see `manifest.begin`), writes the resolved config there and copies the log into it.
 
     Where a stage runs as several processes (`distributed`, already initialised), process 0 alone claims and writes;
-    the others wait for its answer.
+    the others wait for its answer, and write nothing here but logs of their own. They learn how the block ended.
     """
     require(config, "output")
     if config.seed < 0:
         raise UsageError(f"--seed {config.seed} is negative; the generators take 0 and above")
+    from qurating_jax.parallel import rendezvous
+
+    rendezvous.report(done=False)
     run = _claim(config, stage, inputs, distributed or Distributed())
-    with contextlib.nullcontext() if run.state == "finished" else manifest.at_work(run):
-        if run.state == "finished" or not run.primary:
+    try:
+        with contextlib.nullcontext() if run.state == "finished" else manifest.at_work(run), _log_file(run):
+            if run.state != "finished" and run.primary:
+                storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
             yield run
-            return
-        storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
-        if storage.is_remote(config.output):
-            yield run
-            return
-        handler = logs.to_file(config.output)
-        try:
-            log.info("%s: %s run in %s", stage, run.state, config.output)
-            yield run
-        finally:
-            logs.stop(handler)
+    except BaseException as error:
+        rendezvous.report(done=False, reason=" ".join(str(error).split()))
+        raise
+    rendezvous.report(done=True)
+
+
+@contextlib.contextmanager
+def _log_file(run: Run) -> Iterator[None]:
+    """Copies this process's log lines into the output directory while the run is at work there."""
+    if run.state == "finished" or storage.is_remote(run.output):
+        yield
+        return
+    handler = logs.to_file(run.output)
+    try:
+        log.info("%s: %s run in %s", run.stage, run.state, run.output)
+        yield
+    finally:
+        logs.stop(handler)
 
 
 def _claim(config: StageConfig, stage: str, inputs: Mapping[str, Any], distributed: Distributed) -> Run:

@@ -3,8 +3,12 @@
 None of them changes a result beyond float rounding, so a run may be resumed on other devices and processes.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+_ADDRESS = re.compile(r"[^\s/]+:([1-9]\d{0,4})")
+_LAST_PORT = 65535
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -30,7 +34,22 @@ class Distributed:
     coordinator: str = _setting("", "host:port of process 0 (mode explicit)")
     num_processes: int = _setting(1, "how many processes (mode explicit)")
     process_id: int = _setting(0, "this process's number (mode explicit)")
-    timeout_seconds: int = _setting(300, "how long to wait for the other processes")
+    timeout_seconds: int = _setting(300, "how long to wait for the other processes before the start fails")
+
+    def __post_init__(self) -> None:
+        if self.timeout_seconds < 1:
+            raise ValueError(f"timeout_seconds is {self.timeout_seconds}; it must be at least 1")
+        if self.mode != "explicit":
+            return
+        address = _ADDRESS.fullmatch(self.coordinator)
+        if address is None or int(address[1]) > _LAST_PORT:
+            given = f"{self.coordinator!r} is none" if self.coordinator else "none is given"
+            raise ValueError(f"mode explicit needs coordinator, host:port of process 0 (node1:8476); {given}")
+        if not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"process_id {self.process_id} of num_processes {self.num_processes}: give every process its number, "
+                "from 0 to num_processes - 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""Log lines: plain, on stderr, and once more in the output directory's `log.txt`."""
+"""Log lines: plain, on stderr, and once more in the output directory.
+
+Process 0 copies them into `OUTPUT/log.txt`. Of a run of several processes each of the others writes a file of its own,
+`OUTPUT/logs/process-00001.txt`, on whatever disk it has there, and every line carries the number of its process.
+"""
 
 import logging
 import sys
@@ -7,13 +11,18 @@ from typing import TextIO
 
 from qurating_jax.runtime.terminal import plain
 
+LOG = "log.txt"
+LOGS = "logs"
 _FORMAT = "%(asctime)s %(message)s"
+_process: int | None = None  # this process's number, where there are several
 
 
 class _Formatter(logging.Formatter):
     """A record is one line, whatever the names in it hold; a traceback follows on lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        if _process is not None:
+            record.message = f"[{_process}] {record.message}"
         return plain(super().formatMessage(record))
 
 
@@ -39,9 +48,19 @@ def setup() -> None:
         logger.propagate = False
 
 
+def number_lines(process: int | None) -> None:
+    """From here on every line carries the number of this process, one of several; None ends that."""
+    global _process
+    _process = process
+
+
 def to_file(directory: str) -> logging.Handler:
-    """Copies log lines into `directory/log.txt` (appended); remove the returned handler with `stop`."""
-    handler = logging.FileHandler(Path(directory) / "log.txt", encoding="utf-8", delay=True)
+    """Copies log lines into this process's file in `directory` (appended); remove the returned handler with `stop`."""
+    path = Path(directory) / LOG
+    if _process:
+        path = Path(directory) / LOGS / f"process-{_process:05d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(_Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     logging.getLogger("qurating_jax").addHandler(handler)
     return handler

@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from qurating_jax.runtime import claims, storage
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.logs import LOG, LOGS
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
-LOG = "log.txt"
 CACHE = "cache"  # what any run may leave behind for the next one, under names that say what it is
 RATER_STAGES = ("train-rater", "combine-raters")
 
@@ -89,7 +89,7 @@ def begin(
 
     # Listed first, read second: what another worker of ours had written by the time of the listing came after its
     # run.json, which is therefore found. The other way round its first files would look like somebody else's.
-    left = [name for name in storage.list_dir(output) if name not in (LOG, CACHE) and not _unborn(name)]
+    left = [name for name in storage.list_dir(output) if name not in (LOG, LOGS, CACHE) and not _unborn(name)]
     found = _found(output)
     if found is None and left:
         instead = "--overwrite does not remove it, empty it by hand" if overwrite else "choose another --output"
@@ -146,7 +146,7 @@ def verify(run: Run) -> None:
 def withdraw(run: Run) -> None:
     """Gives up a claim that came to nothing: another run may begin here, and finds the cache. For fresh runs alone."""
     for name in storage.list_dir(run.output):
-        if name not in (LOG, CACHE, RUN):
+        if name not in (LOG, LOGS, CACHE, RUN):
             storage.remove_tree(run.path(name))
     storage.remove_tree(run.path(RUN))  # last: killed half-way, the directory is still known as ours
 

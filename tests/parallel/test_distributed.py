@@ -33,9 +33,40 @@ def test_a_single_process_needs_nobody():
     assert distributed.from_primary(lambda: [1, "two"]) == [1, "two"]
 
 
-def test_explicit_mode_needs_a_coordinator():
-    with pytest.raises(UserError, match=r"needs distributed\.coordinator"):
-        distributed.initialize(Distributed(mode="explicit", num_processes=2))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_processes": 2}, "needs coordinator, host:port of process 0"),
+        ({"coordinator": "node1"}, "'node1' is none"),
+        ({"coordinator": "node1:99999"}, "'node1:99999' is none"),
+        ({"coordinator": "node1:8476", "num_processes": 2, "process_id": 2}, "process_id 2 of num_processes 2"),
+        ({"coordinator": "node1:8476", "process_id": -1}, "process_id -1 of num_processes 1"),
+        ({"coordinator": "node1:8476", "timeout_seconds": 0}, "at least 1"),
+    ],
+)
+def test_explicit_settings_that_cannot_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Distributed(mode="explicit", **settings)
+
+
+def test_auto_outside_of_a_cluster_says_what_to_give():
+    with pytest.raises(UserError, match="no TPU pod, SLURM step, MPI or Kubernetes job is around this process"):
+        distributed.initialize(Distributed(mode="auto"))
+
+
+def test_a_slurm_task_finds_its_place(monkeypatch):
+    step = {
+        "SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_NTASKS": "16", "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    }  # fmt: skip
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    place = distributed.find_cluster(5)
+    assert place == distributed.Place("gpu03:61441", 16, 9, 1, "slurm")
+    # A task that has its node to itself drives all of the node's GPUs, where JAX would take the first.
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.find_cluster(5) == distributed.Place("gpu03:61441", 2, 1, None, "slurm")
 
 
 def test_errors_of_the_primary_pass_through():
@@ -60,31 +91,31 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_two_processes_load_gather_and_save_as_one(tmp_path):
-    model, output = tmp_path / "model", tmp_path / "output"
-    params = jax.jit(lambda key: llama.init(CONFIG, key))(jax.random.key(0))
-    hf.save(str(model), params, CONFIG)
+def start_script(*arguments):
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(SCRIPT.parents[2]),
     }
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), port, str(process_id), str(model), str(output)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process_id in (0, 1)
-    ]
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(processes, seconds=120):
     try:
-        results = [process.communicate(timeout=120) for process in processes]
+        return [process.communicate(timeout=seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()
+
+
+def test_two_processes_load_gather_and_save_as_one(tmp_path):
+    model, output = tmp_path / "model", tmp_path / "output"
+    params = jax.jit(lambda key: llama.init(CONFIG, key))(jax.random.key(0))
+    hf.save(str(model), params, CONFIG)
+    port = free_port()
+    processes = [start_script("together", port, number, model, output) for number in (0, 1)]
+    results = finish(processes)
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode == 0, errors[-2000:]
     total = float(np.sum(np.asarray(params["blocks"]["attention"]["query"]), dtype=np.float64))
@@ -104,3 +135,34 @@ def test_two_processes_load_gather_and_save_as_one(tmp_path):
     assert (output / hf.WEIGHTS).read_bytes() == (model / hf.WEIGHTS).read_bytes()
     assert (output / hf.CONFIG).read_bytes() == (model / hf.CONFIG).read_bytes()
     assert sorted(path.name for path in output.iterdir()) == [hf.CONFIG, hf.WEIGHTS]
+
+
+def test_a_missing_process_ends_the_start_in_one_line():
+    (process,) = processes = [start_script("alone", free_port(), 0)]
+    ((_, errors),) = finish(processes)
+    assert process.returncode == 1, errors
+    assert "error: 1 of 2 processes did not come in 2 seconds: 1 (there: 0 (" in errors.splitlines()[-1]
+    assert "stack trace" not in errors
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_is_named(victim):
+    port = free_port()
+    processes = [start_script(f"kill-{victim}", port, number) for number in (0, 1)]
+    results = finish(processes)
+    assert processes[victim].returncode == -9, results[victim][1]
+    assert processes[1 - victim].returncode != 0
+    if victim == 1:  # where process 0 is lost, JAX's own abort may be faster
+        assert processes[0].returncode == 1, results[0][1]
+        assert "[0] distributed: process 1 (" in results[0][1]
+        assert "has died" in results[0][1]
+
+
+def test_a_barrier_ends_and_a_done_process_waits():
+    """Process 1 comes to a barrier too late for process 0, and ends long after it."""
+    port = free_port()
+    processes = [start_script("barrier", port, number) for number in (0, 1)]
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert "did not meet at 'export' within 1 s" in results[0][0]
+    assert results[1][0].splitlines()[-1] == "end"

@@ -1,15 +1,19 @@
-"""One of two processes of test_distributed.py: `two_processes.py PORT PROCESS_ID MODEL_DIRECTORY OUTPUT_DIRECTORY`."""
+"""One of two processes of test_distributed.py: `two_processes.py WHAT PORT PROCESS_ID [MODEL OUTPUT]`."""
 
 import json
+import os
+import signal
 import sys
+import time
 
 import jax
 import numpy as np
 
 from qurating_jax.models import hf
-from qurating_jax.parallel import distributed
+from qurating_jax.parallel import distributed, rendezvous
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import Distributed, MeshShape
+from qurating_jax.runtime import logs
 from qurating_jax.runtime.errors import UserError
 
 
@@ -18,7 +22,8 @@ def fail() -> None:
 
 
 def main() -> None:
-    port, process_id, model, output = sys.argv[1:]
+    what, port, process_id, *places = sys.argv[1:]
+    logs.setup()
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     distributed.initialize(
         Distributed(
@@ -26,9 +31,40 @@ def main() -> None:
             coordinator=f"127.0.0.1:{port}",
             num_processes=2,
             process_id=int(process_id),
-            timeout_seconds=60,
+            timeout_seconds=2 if what == "alone" else 60,
         )
     )
+    if what == "together":
+        together(*places)
+    elif what == "barrier":
+        barrier()
+    else:
+        lose(int(what[-1]))
+    rendezvous.report(done=True)
+
+
+def lose(victim: int) -> None:
+    distributed.barrier("both are here")
+    if distributed.process_index() == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.any_process(False)
+    time.sleep(60)
+
+
+def barrier() -> None:
+    if distributed.process_index() == 1:
+        distributed.broadcast(np.int32(0))
+        time.sleep(3)
+        print("end")
+        return
+    distributed.broadcast(np.int32(0))
+    try:
+        distributed.barrier("export", 1)
+    except UserError as error:
+        print(error)
+
+
+def together(model: str, output: str) -> None:
     me = distributed.process_index()
     found = {"process": me, "count": distributed.process_count(), "primary": distributed.is_primary()}
     found["broadcast"] = int(distributed.broadcast(np.int32(10 + me)))
@@ -49,4 +85,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
