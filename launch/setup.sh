@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout and installs the project into it. Argument: `base`, or an extra (for example `dev`).
-# Needs Python 3.11 or newer; PYTHON names another interpreter. Uses uv where it is there, else venv and pip.
+# Needs Python 3.11 or newer; PYTHON names another interpreter. Uses uv where it is there (which can fetch a Python too),
+# else venv and pip.
 # Does nothing where the environment already fits pyproject.toml. The other scripts source this file.
 set -euo pipefail
 
@@ -16,6 +17,10 @@ find_python() {
       return
     fi
   done
+  if command -v uv >/dev/null; then
+    echo 3.12 # uv fetches it
+    return
+  fi
   echo "error: no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3 bash $0" >&2
   exit 1
 }
@@ -24,7 +29,7 @@ if [[ ! $stamp -nt $root/pyproject.toml ]]; then
   echo "setting up $root/.venv (once; packages only)" >&2
   python=$(find_python)
   target=$root
-  [[ $extra == base ]] || target="$root[$extra]"
+  [[ $extra == base ]] || target="${root}[$extra]"
   if command -v uv >/dev/null; then
     [[ -x $root/.venv/bin/python ]] || uv venv --quiet --python "$python" "$root/.venv"
     uv pip install --quiet --python "$root/.venv/bin/python" --editable "$target"

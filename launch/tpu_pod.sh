@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# A stage on a Cloud TPU slice of one or more hosts, by queued resources; resumed after every preemption.
+#   bash launch/tpu_pod.sh create                  asks for the slice and waits until it is there
+#   bash launch/tpu_pod.sh setup                   copies this checkout (what is committed) and installs it on all hosts
+#   bash launch/tpu_pod.sh run STAGE [OPTIONS]     runs `qurating STAGE` on all hosts; their logs come to LOGS/
+#   bash launch/tpu_pod.sh follow                  shows the logs of all hosts as they grow
+#   bash launch/tpu_pod.sh babysit STAGE [OPTIONS] all of it, again after every loss, until the stage is complete
+#   bash launch/tpu_pod.sh delete                  gives the slice back
+# RUN_ID names the run: one output directory, OUTPUT_ROOT/RUN_ID, for all hosts and all attempts, so that a new slice
+# resumes. DRY_RUN=1 prints the commands and executes none.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/lib.sh"
+action=${1:-} && shift $(($# > 0))
+: "${TPU_NAME:?set TPU_NAME, the name that the slice gets}"
+: "${ZONE:?set ZONE, for example us-east5-b}"
+TPU_TYPE=${TPU_TYPE:-v5litepod-16}      # v4-32, v5litepod-16, v5p-32, v6e-16, ...
+CAPACITY=${CAPACITY---spot}             # --spot, --reserved, --guaranteed, or empty: on demand
+RUN_ID=${RUN_ID:-$TPU_NAME}
+OUTPUT_ROOT=${OUTPUT_ROOT:-/mnt/runs}   # a disk that every host mounts (Filestore, gcsfuse); SETUP can mount it
+SETUP=${SETUP:-true}                    # a command for every host, before the installation: a mount
+LOGS=${LOGS:-logs/$RUN_ID}              # on this machine: one file for each host
+WAIT_SECONDS=${WAIT_SECONDS:-60}        # between two looks at the queue
+MAX_WAITS=${MAX_WAITS:-1440}            # how often to look before giving up: a day
+MAX_ATTEMPTS=${MAX_ATTEMPTS:-20}        # how many slices babysit may use up
+case $TPU_TYPE in # the images that Google documents for each generation
+  v4-*) runtime=tpu-ubuntu2204-base ;; v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;; v6e-*) runtime=v2-alpha-tpuv6e ;;
+  *) die "TPU_TYPE $TPU_TYPE: v4-, v5litepod-, v5p- or v6e-, then the size" ;;
+esac
+queue=(gcloud compute tpus queued-resources)
+path="export PATH=\$HOME/qurating/.venv/bin:\$HOME/.local/bin:\$PATH" # for the shells of the hosts
+on_all=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" --worker=all)
+
+state() { "${queue[@]}" describe "$TPU_NAME" "--zone=$ZONE" '--format=value(state.state)' 2>/dev/null || echo ABSENT; }
+create() {
+  run "${queue[@]}" create "$TPU_NAME" "--node-id=$TPU_NAME" "--zone=$ZONE" "--accelerator-type=$TPU_TYPE" \
+    "--runtime-version=$runtime" ${CAPACITY:+"$CAPACITY"} || return 1
+  [[ ${DRY_RUN:-} == 1 ]] && return
+  local waits now
+  for ((waits = 0; waits < MAX_WAITS; waits++)); do
+    now=$(state)
+    [[ $now == ACTIVE ]] && return
+    [[ $now == FAILED || $now == SUSPEND* ]] && break
+    sleep "$WAIT_SECONDS"
+  done
+  echo "error: $TPU_NAME is $now after $waits waits of $WAIT_SECONDS s" >&2
+  return 1
+}
+setup() { # the images have Python 3.10: uv fetches a newer one
+  local archive=/tmp/qurating-$RUN_ID.tar.gz unpack='mkdir -p qurating && tar -xzf qurating.tar.gz -C qurating'
+  run git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD &&
+    run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:qurating.tar.gz" "--zone=$ZONE" --worker=all &&
+    run "${on_all[@]}" "--command=$SETUP && $unpack && python3 -m pip install --quiet --user uv && $path && \
+bash qurating/launch/setup.sh tpu"
+}
+stage() { # STAGE [OPTIONS]
+  run mkdir -p "$LOGS"
+  run "${on_all[@]}" "--output-directory=$LOGS" "--command=cd qurating && $path && $(quote qurating "$@" \
+    --output "$OUTPUT_ROOT/$RUN_ID" --distributed.mode auto)"
+}
+follow() { run tail -n +1 -F "$LOGS"/*; }
+delete() { run "${queue[@]}" delete "$TPU_NAME" "--zone=$ZONE" --force --quiet; }
+babysit() { # STAGE [OPTIONS]
+  local attempt
+  for ((attempt = 1; attempt <= MAX_ATTEMPTS; attempt++)); do
+    if [[ ${DRY_RUN:-} == 1 || $(state) != ACTIVE ]]; then
+      delete || true # what is left of the one before
+      if ! { create && setup; }; then continue; fi
+    fi
+    stage "$@" && return
+    [[ $(state) != ACTIVE ]] || die "the stage failed on a healthy slice; see $LOGS"
+  done
+  die "not complete after $MAX_ATTEMPTS attempts; the same command goes on"
+}
+case $action:$# in
+  create:0 | setup:0 | follow:0 | delete:0 | babysit:[1-9]*) "$action" "$@" ;;
+  run:[1-9]*) stage "$@" ;;
+  *) usage "$0" ;;
+esac
