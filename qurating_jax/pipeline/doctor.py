@@ -1,5 +1,6 @@
-"""Devices, versions, extras and a write test: what this machine can run."""
+"""Devices, versions, extras, the cluster around this process and a write test: what this machine can run."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -51,6 +52,7 @@ def main(config: Config) -> dict[str, Any]:
     print(f"{'jax backend':<20} {found['jax']['backend']}")
     for device in found["jax"]["devices"]:
         print(f"  {device['name']:<18} {device['kind']}{', ' + _gib(device['bytes']) if device['bytes'] else ''}")
+    found["cluster"] = _cluster()
     if not config.dry_run:
         tested, found["free_bytes"] = _write_test(config.output or str(Path.cwd()))
         free = f", {_gib(found['free_bytes'])} free" if found["free_bytes"] else ""
@@ -78,6 +80,21 @@ def _jax() -> dict[str, Any]:
             for device in devices
         ],
     }
+
+
+def _cluster() -> dict[str, Any] | None:
+    """What `--distributed.mode auto` would find; None outside of a cluster."""
+    from qurating_jax.parallel.distributed import find_cluster
+
+    place = find_cluster(timeout_seconds=10)
+    if place is None:
+        print(f"{'cluster':<20} none: one process, or --distributed.mode explicit")
+        return None
+    print(
+        f"{'cluster':<20} {place.cluster}: process {place.process_id} of {place.num_processes}, process 0 at "
+        f"{place.coordinator} (--distributed.mode auto)"
+    )
+    return dataclasses.asdict(place)
 
 
 def _write_test(directory: str) -> tuple[str, int | None]:

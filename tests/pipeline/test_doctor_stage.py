@@ -36,6 +36,19 @@ def test_missing_extras_are_no_failure(monkeypatch, capsys):
     assert "missing (pip install qurating-jax[judge])" in capsys.readouterr().out
 
 
+def test_it_says_what_cluster_is_around_the_process(monkeypatch, capsys):
+    assert doctor.main(doctor.Config(dry_run=True))["cluster"] is None
+    assert "none: one process, or --distributed.mode explicit" in capsys.readouterr().out
+    step = {
+        "SLURM_JOB_ID": "4096", "SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_NTASKS": "16", "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+    }  # fmt: skip
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    assert doctor.main(doctor.Config(dry_run=True))["cluster"]["num_processes"] == 16
+    assert "slurm: process 9 of 16, process 0 at gpu3:61440" in capsys.readouterr().out
+
+
 def test_an_unwritable_output_fails(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write there"):
