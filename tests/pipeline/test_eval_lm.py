@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +22,7 @@ from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime import manifest
 from qurating_jax.runtime.checkpoint import Checkpoints
+from qurating_jax.runtime.errors import UserError
 from qurating_jax.scoring.likelihood import LanguageModel
 from qurating_jax.training.fit import export
 
@@ -198,6 +202,33 @@ def test_tokenizers_that_differ_are_compared_by_bytes_alone(places, tmp_path):
     assert of["macro"]["nats_per_token"] is None
     values = {name: of["all"]["bits_per_byte"]["value"] for name, of in found["models"].items()}
     assert of["all"]["bits_per_byte"]["value"] == pytest.approx(values["bytes"] - values["run"], rel=1e-6)
+
+
+# Kills the command when everything is computed and one of its two files stands.
+KILLED = """
+import os, signal, sys
+from qurating_jax.__main__ import main
+from qurating_jax.runtime import storage
+write_json = storage.write_json
+def killed(path, value):
+    if path.endswith("eval.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(path, value)
+storage.write_json = killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_does_not_look_finished_and_the_same_command_finishes_it(places, tmp_path):
+    options = ["--input", places / "docs.jsonl", "--domain_field", "meta.kind", "--max_documents", 5]
+    argv = [str(word) for word in ("eval-lm", "--model", places / "other", *options, "--output", tmp_path / "out")]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *argv], capture_output=True, timeout=240, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert (tmp_path / "out" / "documents.parquet").exists()
+    with pytest.raises(UserError, match="unfinished output of `qurating eval-lm`"):
+        manifest.read(str(tmp_path / "out"))
+    assert command.main(argv) == 0
+    assert len(result(tmp_path, "out")["models"]) == 1
 
 
 # ---- held out means held out
