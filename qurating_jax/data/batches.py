@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from qurating_jax.data.order import FetchPlaces, RowOrder
-from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
+from qurating_jax.parallel.rules import AnyMesh, batch_sharding, num_batch_shards
 from qurating_jax.runtime.errors import UserError
 
 # (step, places int64 [n] of the step's [A, M] grid, counted row by row) -> arrays with n as leading dimension
@@ -38,7 +38,7 @@ def batches_of_order(order: RowOrder, fetch: FetchPlaces, batch_size: int) -> Fe
     return fetch_batch
 
 
-def micro_batches(batch_size: int, accumulation: int, mesh: Mesh) -> tuple[int, int]:
+def micro_batches(batch_size: int, accumulation: int, mesh: AnyMesh) -> tuple[int, int]:
     """The grid [A, M] of a batch of rows: A micro-batches of M rows that split evenly over the mesh.
 
     Raises:

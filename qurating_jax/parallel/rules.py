@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from qurating_jax.runtime.errors import UserError
 
 MeshAxes = str | tuple[str, ...] | None
+AnyMesh = Mesh | AbstractMesh  # shapes and shardings need no devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ShardingRules:
                 used[axis] = name
         return PartitionSpec(*axes)
 
-    def sharding(self, mesh: Mesh, names: Sequence[str], shape: Sequence[int], what: str) -> NamedSharding:
+    def sharding(self, mesh: AnyMesh, names: Sequence[str], shape: Sequence[int], what: str) -> NamedSharding:
         """The sharding of one array.
 
         Args:
@@ -75,19 +76,19 @@ class ShardingRules:
 RULES = ShardingRules()
 
 
-def tree_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: ShardingRules = RULES) -> Any:
+def tree_shardings(mesh: AnyMesh, axes: Any, shapes: Any, rules: ShardingRules = RULES) -> Any:
     """Shardings of a tree of arrays from the tree of their logical axis names and of their shapes."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, names: rules.sharding(mesh, names, leaf.shape, jax.tree_util.keystr(path)), shapes, axes
     )
 
 
-def batch_sharding(mesh: Mesh, ndim: int, *, leading: int = 0, rules: ShardingRules = RULES) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh, ndim: int, *, leading: int = 0, rules: ShardingRules = RULES) -> NamedSharding:
     """The sharding of an array of `ndim` dimensions: dimension `leading` is the batch, the others are whole."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, rules.batch, *[None] * (ndim - leading - 1)))
 
 
-def num_batch_shards(mesh: Mesh, rules: ShardingRules = RULES) -> int:
+def num_batch_shards(mesh: AnyMesh, rules: ShardingRules = RULES) -> int:
     """Over how many device groups the batch is split."""
     return math.prod(mesh.shape[axis] for axis in _as_tuple(rules.batch))
 

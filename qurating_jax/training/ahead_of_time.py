@@ -110,6 +110,7 @@ def compile_here(
         needed = int(float(found[1]) * _UNITS[found[2]])
         return Compiled(needed, False, None, time.monotonic() - start)
     used = compiled.memory_analysis()
+    assert used is not None  # libtpu always says it
     total = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
     total += used.temp_size_in_bytes + used.generated_code_size_in_bytes
     flops = (compiled.cost_analysis() or {}).get("flops")

@@ -15,7 +15,7 @@ from qurating_jax.models.axes import logical_axes
 from qurating_jax.models.base import BaseModel
 from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.llama import Params
-from qurating_jax.parallel.rules import tree_shardings
+from qurating_jax.parallel.rules import AnyMesh, tree_shardings
 from qurating_jax.training import lora
 from qurating_jax.training.options import LoraConfig
 
@@ -83,13 +83,13 @@ def low_rank(base: BaseModel, config: LoraConfig, mesh: Mesh, *, seed: int, dtyp
     )
 
 
-def abstract_params(config: DecoderConfig, mesh: Mesh) -> Params:
+def abstract_params(config: DecoderConfig, mesh: AnyMesh) -> Params:
     """Shapes, dtypes and shardings of a model's parameters."""
     params = llama.abstract(config)
     return _with_shardings(params, tree_shardings(mesh, logical_axes(params, is_rater=config.num_criteria > 0), params))
 
 
-def abstract_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(params: Params, tx: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
     """Shapes, dtypes and shardings of the state of `params` (as `Trainable.abstract`); moments lie as they do."""
     replicated = NamedSharding(mesh, PartitionSpec())
     opt_state = jax.eval_shape(tx.init, params)

@@ -4,28 +4,31 @@ JAX is asked to trace the loss of the model as one device sees it (its share of 
 the backward pass would keep; nothing is computed. What the compiler adds is estimated on top (see `estimate`).
 """
 
+import contextlib
 import dataclasses
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from qurating_jax.models import llama
+from qurating_jax.models import attention_kernels, llama
 from qurating_jax.models.config import AttentionChoice, ComputeConfig, DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel.mesh import AXES
-from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
+from qurating_jax.parallel.rules import AnyMesh, batch_sharding, num_batch_shards
 from qurating_jax.training import optim
 from qurating_jax.training.losses import next_token_loss
 from qurating_jax.training.options import OptimConfig
 from qurating_jax.training.state import TrainState, abstract_params, abstract_state
 
 T = TypeVar("T")
+Remat = Literal["none", "dots", "full"]
 
 # Beside the layers' activations, the backward pass of one layer holds so much of what a layer keeps: all of it made
 # again and some gradients, or gradients alone. From compiled steps (docs/plan.md).
@@ -41,7 +44,7 @@ class Batch:
     accumulation: int
     packed: bool
 
-    def abstract(self, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract(self, mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of what `BatchBuilder` places on the devices, [A, M, ...]."""
         return {
             name: jax.ShapeDtypeStruct(
@@ -97,7 +100,7 @@ class StepBytes:
         return self.gradients + self.activations + self.head + max(self.layer, self.logits)
 
 
-def train_state(model: DecoderConfig, config: OptimConfig, num_steps: int, mesh: Any) -> TrainState:
+def train_state(model: DecoderConfig, config: OptimConfig, num_steps: int, mesh: AnyMesh) -> TrainState:
     """Shapes, dtypes and shardings of the state that `fit` creates, on a mesh of real or abstract devices."""
     tx = optim.optimizer(config, num_steps)
     return _traced(lambda: abstract_state(abstract_params(model, mesh), tx, mesh))
@@ -118,7 +121,7 @@ def estimate(
     compute: ComputeConfig,
     batch: Batch,
     state: TrainState,
-    mesh: Mesh | AbstractMesh,
+    mesh: AnyMesh,
     *,
     platform: str,
     z_loss: float = 0.0,
@@ -138,7 +141,7 @@ def estimate(
     compute = dataclasses.replace(compute, attention=_attention(compute, batch, platform))
     rows, fsdp = batch.rows // batch.accumulation // num_batch_shards(mesh), mesh.shape["fsdp"]
 
-    def kept(remat: str) -> _Kept:
+    def kept(remat: Remat) -> _Kept:
         return _Kept.of_loss(share, dataclasses.replace(compute, remat=remat), batch, z_loss=z_loss)
 
     one, whole = kept(compute.remat), kept("none")
@@ -192,7 +195,7 @@ def _kept_bytes(model: DecoderConfig, rows: dict[str, jax.ShapeDtypeStruct], com
     # The kernels look at the devices of the mesh before they say what they can do; a TPU's trace everywhere.
     device = AbstractDevice(device_kind="", num_cores=None, platform="tpu")
     one = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(one):
+    with jax.sharding.use_abstract_mesh(one), _without_announcements():
         program = jax.make_jaxpr(forward)(llama.abstract(model), rows).jaxpr
     kept = {id(variable): variable.aval for variable in program.outvars if variable not in program.invars}
     return sum(aval.size * aval.dtype.itemsize for aval in kept.values())
@@ -213,6 +216,17 @@ def _share(model: DecoderConfig, tensor: int) -> DecoderConfig:
         mlp_dim=model.mlp_dim // tensor,
         vocab_size=model.vocab_size // tensor,
     )
+
+
+@contextlib.contextmanager
+def _without_announcements() -> Iterator[None]:
+    """What is traced here is not what the devices will run."""
+    announcing = logging.getLogger(attention_kernels.__name__)
+    before, announcing.disabled = announcing.disabled, True
+    try:
+        yield
+    finally:
+        announcing.disabled = before
 
 
 def _traced(make: Callable[[], T]) -> T:
