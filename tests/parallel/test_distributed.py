@@ -166,3 +166,26 @@ def test_a_barrier_ends_and_a_done_process_waits():
     assert [process.returncode for process in processes] == [0, 0], results
     assert "did not meet at 'export' within 1 s" in results[0][0]
     assert results[1][0].splitlines()[-1] == "end"
+
+
+def test_every_process_of_a_stage_has_its_log(tmp_path):
+    port = free_port()
+    processes = [start_script("stage", port, number, tmp_path / "out") for number in (0, 1)]
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], results
+    for number, name in enumerate(("log.txt", "logs/process-00001.txt")):
+        lines = (tmp_path / "out" / name).read_text().splitlines()
+        assert all(f" [{number}] " in line for line in lines)
+        assert sum(line.endswith("at work") for line in lines) == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"manifest.json", "config.yaml", "log.txt", "logs"}
+
+
+def test_an_error_of_one_process_reaches_the_other(tmp_path):
+    port = free_port()
+    processes = [start_script("stage-fails", port, number, tmp_path / "out") for number in (0, 1)]
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1], results
+    assert results[1][1].count("error: no shard 7 on this host") == 1
+    assert "has ended before its work was done: no shard 7 on this host; this process ends too" in results[0][1]
+    assert "has ended before its work was done" in (tmp_path / "out" / "log.txt").read_text()
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -1,6 +1,7 @@
 """One of two processes of test_distributed.py: `two_processes.py WHAT PORT PROCESS_ID [MODEL OUTPUT]`."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -13,8 +14,9 @@ from qurating_jax.models import hf
 from qurating_jax.parallel import distributed, rendezvous
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import Distributed, MeshShape
-from qurating_jax.runtime import logs
+from qurating_jax.runtime import logs, manifest
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.stage import StageConfig, open_run
 
 
 def fail() -> None:
@@ -24,6 +26,7 @@ def fail() -> None:
 def main() -> None:
     what, port, process_id, *places = sys.argv[1:]
     logs.setup()
+    rendezvous.GRACE_SECONDS = 2.0
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     distributed.initialize(
         Distributed(
@@ -38,9 +41,23 @@ def main() -> None:
         together(*places)
     elif what == "barrier":
         barrier()
+    elif what.startswith("stage"):
+        stage(what, *places)
+        return
     else:
         lose(int(what[-1]))
     rendezvous.report(done=True)
+
+
+def stage(what: str, output: str) -> None:
+    settings = Distributed(mode="explicit", coordinator="127.0.0.1:1", num_processes=2)  # not joined again
+    with open_run(StageConfig(output=output), "test", {}, distributed=settings) as run:
+        logging.getLogger("qurating_jax.test").info("at work")
+        distributed.barrier("work")
+        if what == "stage-fails" and distributed.process_index() == 1:
+            raise UserError("no shard 7 on this host")
+        distributed.any_process(False)
+        manifest.finish(run, {})
 
 
 def lose(victim: int) -> None:
