@@ -26,6 +26,16 @@ usage() { # SCRIPT: the comment at its head, and exit 2
   exit 2
 }
 
+tpu_runtime() { # TPU_TYPE: the image that Google documents for its generation
+  case $1 in
+    v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) die "TPU_TYPE $1: v4-, v5litepod-, v5p- or v6e-, then the size" ;;
+  esac
+}
+
 # Starts PROCESSES processes on this machine, one JAX program on loopback, and ends with the code of one that failed.
 # `compose NUMBER` (of the calling script) gives the words before the stage in `prefix`.
 run_processes() { # STAGE [OPTIONS]

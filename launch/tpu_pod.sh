@@ -12,8 +12,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/lib.sh"
 action=${1:-} && shift $(($# > 0))
-: "${TPU_NAME:?set TPU_NAME, the name that the slice gets}"
-: "${ZONE:?set ZONE, for example us-east5-b}"
+: "${TPU_NAME:?set TPU_NAME, the name that the slice gets}" "${ZONE:?set ZONE, for example us-east5-b}"
 TPU_TYPE=${TPU_TYPE:-v5litepod-16}      # v4-32, v5litepod-16, v5p-32, v6e-16, ...
 CAPACITY=${CAPACITY---spot}             # --spot, --reserved, --guaranteed, or empty: on demand
 RUN_ID=${RUN_ID:-$TPU_NAME}
@@ -23,16 +22,15 @@ LOGS=${LOGS:-logs/$RUN_ID}              # on this machine: one file for each hos
 WAIT_SECONDS=${WAIT_SECONDS:-60}        # between two looks at the queue
 MAX_WAITS=${MAX_WAITS:-1440}            # how often to look before giving up: a day
 MAX_ATTEMPTS=${MAX_ATTEMPTS:-20}        # how many slices babysit may use up
-case $TPU_TYPE in # the images that Google documents for each generation
-  v4-*) runtime=tpu-ubuntu2204-base ;; v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
-  v5p-*) runtime=v2-alpha-tpuv5 ;; v6e-*) runtime=v2-alpha-tpuv6e ;;
-  *) die "TPU_TYPE $TPU_TYPE: v4-, v5litepod-, v5p- or v6e-, then the size" ;;
-esac
+runtime=$(tpu_runtime "$TPU_TYPE")
 queue=(gcloud compute tpus queued-resources)
 path="export PATH=\$HOME/qurating/.venv/bin:\$HOME/.local/bin:\$PATH" # for the shells of the hosts
 on_all=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" --worker=all)
 
-state() { "${queue[@]}" describe "$TPU_NAME" "--zone=$ZONE" '--format=value(state.state)' 2>/dev/null || echo ABSENT; }
+state() { # ACTIVE, SUSPENDED, ...; ABSENT where there is none; UNKNOWN where gcloud itself fails
+  [[ ${DRY_RUN:-} == 1 ]] || "${queue[@]}" describe "$TPU_NAME" "--zone=$ZONE" '--format=value(state.state)' 2>/dev/null ||
+    { "${queue[@]}" list "--zone=$ZONE" >/dev/null 2>&1 && echo ABSENT; } || echo UNKNOWN
+}
 create() {
   run "${queue[@]}" create "$TPU_NAME" "--node-id=$TPU_NAME" "--zone=$ZONE" "--accelerator-type=$TPU_TYPE" \
     "--runtime-version=$runtime" ${CAPACITY:+"$CAPACITY"} || return 1
@@ -44,8 +42,7 @@ create() {
     [[ $now == FAILED || $now == SUSPEND* ]] && break
     sleep "$WAIT_SECONDS"
   done
-  echo "error: $TPU_NAME is $now after $waits waits of $WAIT_SECONDS s" >&2
-  return 1
+  echo "error: $TPU_NAME is $now after $waits waits of $WAIT_SECONDS s" >&2 && return 1
 }
 setup() { # the images have Python 3.10: uv fetches a newer one
   local archive=/tmp/qurating-$RUN_ID.tar.gz unpack='mkdir -p qurating && tar -xzf qurating.tar.gz -C qurating'
@@ -62,14 +59,17 @@ stage() { # STAGE [OPTIONS]
 follow() { run tail -n +1 -F "$LOGS"/*; }
 delete() { run "${queue[@]}" delete "$TPU_NAME" "--zone=$ZONE" --force --quiet; }
 babysit() { # STAGE [OPTIONS]
-  local attempt
+  local attempt now ready=
   for ((attempt = 1; attempt <= MAX_ATTEMPTS; attempt++)); do
-    if [[ ${DRY_RUN:-} == 1 || $(state) != ACTIVE ]]; then
-      delete || true # what is left of the one before
-      if ! { create && setup; }; then continue; fi
+    now=$(state)
+    if [[ $now != ACTIVE && $now != UNKNOWN ]]; then
+      ready='' && delete || true # what is left of the one before
+      create || continue
     fi
+    [[ $ready ]] || setup || { sleep "$WAIT_SECONDS"; continue; } # a new host may not answer at once
+    ready=1
     stage "$@" && return
-    [[ $(state) != ACTIVE ]] || die "the stage failed on a healthy slice; see $LOGS"
+    sleep "$WAIT_SECONDS"; [[ $(state) != ACTIVE ]] || die "the stage failed on a healthy slice; see $LOGS" # a loss shows late
   done
   die "not complete after $MAX_ATTEMPTS attempts; the same command goes on"
 }

@@ -129,6 +129,7 @@ case "$*" in
   *describe*) cat "$STATE" ;;
   *queued-resources\\ create*) echo ACTIVE > "$STATE" ;;
   *queued-resources\\ delete*) echo ABSENT > "$STATE" ;;
+  *tpu-vm\\ scp*) [[ -e $RECORD.scp ]] || { touch "$RECORD.scp"; exit 1; } ;;  # a new host does not answer at once
   *qurating\\ train-lm*)
     n=$(($(cat "$COUNT") + 1)); echo "$n" > "$COUNT"
     ((n < GOOD)) || exit 0
@@ -141,9 +142,9 @@ esac
 @pytest.mark.parametrize(
     ("good", "loss", "attempts", "code", "runs", "creations"),
     [
-        (3, 1, 5, 0, 3, 3),  # lost twice, then complete
-        (3, 0, 5, 1, 1, 1),  # fails on a healthy slice: another attempt would fail as well
-        (99, 1, 2, 1, 2, 2),  # lost every time
+        (3, 1, 6, 0, 3, 3),  # lost twice, then complete
+        (3, 0, 6, 1, 1, 1),  # fails on a healthy slice: another attempt would fail as well
+        (99, 1, 3, 1, 2, 2),  # lost every time
     ],
 )
 def test_babysit_makes_lost_slices_anew(tmp_path, good, loss, attempts, code, runs, creations):
@@ -161,6 +162,15 @@ def test_babysit_makes_lost_slices_anew(tmp_path, good, loss, attempts, code, ru
     assert record.count("qurating train-lm") == runs
     assert record.count("queued-resources create") == creations
     assert record.count("--output /mnt/runs/pod ") == runs  # one run id for all attempts
+
+
+def test_babysit_deletes_nothing_while_gcloud_does_not_answer(tmp_path):
+    stand_in(tmp_path / "bin", "gcloud", 'echo "$*" >> "$RECORD"; exit 1')
+    settings = POD | {"RECORD": str(tmp_path / "record"), "MAX_ATTEMPTS": "2", "WAIT_SECONDS": "0"}
+    done = shell("tpu_pod.sh", ["babysit", *STAGE], settings, path=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "not complete after 2 attempts" in done.stderr
+    assert "delete" not in (tmp_path / "record").read_text()
 
 
 def test_a_slice_that_never_comes_ends_the_wait(tmp_path):
