@@ -112,7 +112,7 @@ def plain_row(text, tokenizer, window_tokens, max_windows):
     }
     row |= {f"{rating}_{kind}": value for rating, kinds in ratings.items() for kind, value in kinds.items()}
     if max_windows is None:
-        num_bytes = len(text.encode()) - len(tokenizer.decode(ids[:1]).encode())
+        num_bytes = sum(len(tokenizer.backend.id_to_token(token)) for token in ids[1:])  # a character stands for a byte
         row["lm_bits_per_byte"] = sum(ids[1:]) / 1000 / math.log(2) / num_bytes if len(ids) > 1 else None
     return row
 
