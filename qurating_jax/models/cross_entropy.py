@@ -17,6 +17,8 @@ from jax import Array
 
 from qurating_jax.parallel.rules import constrain, num_batch_shards
 
+Sums = tuple[Array, Array, Array]  # of losses, of z-losses, and of the head's gradient
+
 
 def summed_losses(
     x_BTD: Array, kernel_DV: Array, targets_BT: Array, weights_BT: Array, *, z_loss: float = 0.0, chunk_tokens: int
@@ -83,8 +85,8 @@ def _summed_forward(
     dtype = x_BTD.dtype
     kernel = _whole_columns(kernel_DV, dtype)
 
-    def add(carry: tuple[Array, ...], chunk: tuple[Array, Array, Array]) -> tuple[tuple[Array, ...], Array]:
-        total_S, z_total_S, d_kernel_SDV = carry
+    def add(sums: Sums, chunk: tuple[Array, Array, Array]) -> tuple[Sums, Array]:
+        total_S, z_total_S, d_kernel_SDV = sums
         x_SCD, targets_SC, weights_SC = chunk
         logits_SCV = _logits(x_SCD, kernel)
         largest_SC1 = jnp.max(logits_SCV, axis=-1, keepdims=True)

@@ -74,7 +74,7 @@ def test_parameters_are_those_that_are_made(config):
 
 
 def test_parameters_of_sheared_llama():
-    """Two matrices of 32 000 x 2 048, 24 layers of 50 595 840 weights and two norms, and the last norm."""
+    """Two matrices of 32 000 x 2 048, 24 layers of 50 593 792 weights and two norms, and the last norm."""
     assert num_parameters(SHEARED) == 1_345_423_360
 
 

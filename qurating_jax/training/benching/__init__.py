@@ -1,0 +1,1 @@
+"""Measuring the training of language models."""
