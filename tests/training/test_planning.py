@@ -166,7 +166,7 @@ def test_what_does_not_fit_and_what_would_help():
     found = planning.plan(options, model, rows, machine)
     assert found.memory.verdict == "does not fit"
     others = planning.alternatives(options, model, rows, machine)
-    assert [other.change for other in others] == ["--accumulation 8", "--compute.remat full"]
+    assert [other.change for other in others] == ["--accumulation 16", "--compute.remat full"]
     for other in others:
         assert other.memory.verdict == "fits"
         assert other.memory.peak < found.memory.peak
