@@ -101,7 +101,7 @@ def left_in(output):
     """{file: content} of an output, without what tells of times; the manifest without the checkout's revision."""
     found = {}
     for path in sorted(pathlib.Path(output).rglob("*")):
-        if path.is_file() and path.name not in ("log.txt", "metrics.jsonl"):
+        if path.is_file() and path.name not in ("log.txt", "metrics.jsonl") and path.parent.name != "logs":
             found[str(path.relative_to(output))] = path.read_bytes()
     if "manifest.json" in found:
         found["manifest.json"] = json.loads(found["manifest.json"]) | {"git_revision": None}
