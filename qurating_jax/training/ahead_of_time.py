@@ -29,6 +29,7 @@ from qurating_jax.training.step_memory import Batch, state_bytes, train_state
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-256",  # of the machine, not of the topology; any one will do
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "3",
 }

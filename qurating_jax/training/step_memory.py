@@ -6,6 +6,7 @@ the backward pass would keep; nothing is computed. What the compiler adds is est
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -142,7 +143,8 @@ def estimate(
     rows, fsdp = batch.rows // batch.accumulation // num_batch_shards(mesh), mesh.shape["fsdp"]
 
     def kept(remat: Remat) -> _Kept:
-        return _Kept.of_loss(share, dataclasses.replace(compute, remat=remat), batch, z_loss=z_loss)
+        settings = dataclasses.replace(compute, remat=remat)
+        return _kept_of_loss(dataclasses.replace(share, num_layers=2), settings, batch.tokens, batch.packed, z_loss)
 
     one, whole = kept(compute.remat), kept("none")
     copies = one.per_layer * model.num_layers // fsdp  # of the weights, in the compute dtype
@@ -170,17 +172,18 @@ class _Kept:
     per_row: int
     per_layer_and_row: int
 
-    @classmethod
-    def of_loss(cls, model: DecoderConfig, compute: ComputeConfig, batch: Batch, *, z_loss: float) -> "_Kept":
-        def traced(num_layers: int, rows: int) -> int:
-            layers, shapes = dataclasses.replace(model, num_layers=num_layers), batch.shapes(rows)
-            return _kept_bytes(layers, shapes, compute, z_loss)
 
-        small, deeper, wider, both = traced(2, 2), traced(3, 2), traced(2, 4), traced(3, 4)
-        per_layer_and_row = (both - wider - deeper + small) // 2
-        per_layer = deeper - small - 2 * per_layer_and_row
-        per_row = (wider - small) // 2 - 2 * per_layer_and_row
-        return cls(small - 2 * per_layer - 2 * per_row - 4 * per_layer_and_row, per_layer, per_row, per_layer_and_row)
+@functools.cache  # neither accumulation nor data and fsdp of the mesh change it
+def _kept_of_loss(model: DecoderConfig, compute: ComputeConfig, tokens: int, packed: bool, z_loss: float) -> _Kept:
+    def traced(num_layers: int, rows: int) -> int:
+        layers = dataclasses.replace(model, num_layers=num_layers)
+        return _kept_bytes(layers, Batch(rows, tokens, 1, packed).shapes(rows), compute, z_loss)
+
+    small, deeper, wider, both = traced(2, 2), traced(3, 2), traced(2, 4), traced(3, 4)
+    per_layer_and_row = (both - wider - deeper + small) // 2
+    per_layer = deeper - small - 2 * per_layer_and_row
+    per_row = (wider - small) // 2 - 2 * per_layer_and_row
+    return _Kept(small - 2 * per_layer - 2 * per_row - 4 * per_layer_and_row, per_layer, per_row, per_layer_and_row)
 
 
 def _kept_bytes(model: DecoderConfig, rows: dict[str, jax.ShapeDtypeStruct], compute: ComputeConfig, z: float) -> int:
