@@ -47,12 +47,11 @@ def fit(
         builder: batch of a step.
         mesh: the device mesh.
         num_steps: updates in all.
-        optim_config: optimiser settings.
-        loop_config: logging and checkpoints.
+        optim_config, loop_config: settings.
         title: for progress and log lines.
         directory: gets `checkpoints/`, `metrics.jsonl`, `spikes.jsonl` and `profile/`.
         labels: names of a rater's scores, stored with every checkpoint.
-        validation: on held-out data; gets the parameters of the whole model.
+        validation: on held-out data, of the whole model's parameters.
         notes: what the maker of the batches knows of a step.
 
     Returns:
@@ -64,31 +63,24 @@ def fit(
         evaluate = validation.evaluate
         validation = dataclasses.replace(validation, evaluate=lambda params: evaluate(merge(params, trainable.frozen)))
     abstract = abstract_state(trainable.abstract, tx, mesh)
+    rates = optim.learning_rates(optim_config, num_steps)
+    step_fn = make_step(loss_fn, tx, frozen=trainable.frozen, assemble=trainable.assemble, learning_rates=rates)
+    document = {"model": dataclasses.asdict(model), "labels": list(labels), "adapters": bool(trainable.frozen)}
     with jax.set_mesh(mesh):
-        training = Training(
+        run = Training(
             create=lambda: create_state(trainable.create(), abstract, tx),
             abstract=abstract,
-            step_fn=make_step(
-                loss_fn,
-                tx,
-                frozen=trainable.frozen,
-                assemble=trainable.assemble,
-                learning_rates=optim.learning_rates(optim_config, num_steps),
-            ),
+            step_fn=step_fn,
             builder=builder,
             num_steps=num_steps,
             title=title,
             directory=directory,
-            document={
-                "model": dataclasses.asdict(model),
-                "labels": list(labels),
-                "adapters": bool(trainable.frozen),
-            },
+            document=document,
             config=loop_config,
             validation=validation,
             notes=notes or Notes(),
         )
-        trained = train(training)
+        trained = train(run)
         return dataclasses.replace(trained, params=merge(trained.params, trainable.frozen))
 
 

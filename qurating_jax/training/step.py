@@ -65,16 +65,11 @@ def make_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             rate = {} if learning_rates is None else {"learning_rate": learning_rates(state.step)}
         params = optax.apply_updates(state.params, updates)
-        metrics = (
-            sums
-            | rate
-            | {
-                "loss": sums["loss"] * scale,
-                "grad_norm": optax.tree.norm(grads),
-                "param_norm": optax.tree.norm(params),
-                "update_norm": optax.tree.norm(updates),
-            }
-        )
+        norms = {
+            f"{name}_norm": optax.tree.norm(tree)
+            for name, tree in (("grad", grads), ("param", params), ("update", updates))
+        }
+        metrics = sums | rate | norms | {"loss": sums["loss"] * scale}
         return TrainState(params, opt_state, state.step + 1), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
