@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import orbax.checkpoint as ocp
 
+from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -91,11 +93,23 @@ class Checkpoints:
             same: entries that the stored document must have.
 
         Raises:
-            UserError: the checkpoint is of another model: its document or the shapes of its arrays differ.
+            UserError: the checkpoint is of another model (its document or the shapes of its arrays differ), or files of
+                it are broken.
         """
         where = f"{self._directory}: the checkpoint of step {step}"
+        try:
+            return self._restore(step, state, same or {}, where)
+        except (UserError, jax.errors.JaxRuntimeError):  # the latter: a device without room, say
+            raise
+        except Exception as error:  # of a broken chunk Orbax raises nothing narrower
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{where} cannot be read ({reason}); if that stays so, remove its folder: the same command then goes "
+                "on from the one before it"
+            ) from None
+
+    def _restore(self, step: int, state: Any, same: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
         document = self._manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
-        same = same or {}
         if difference := _difference({key: document.get(key) for key in same}, same):
             raise UserError(f"{where} is of another model ({difference}); choose another --output")
         stored = self._manager.item_metadata(step).state.tree
@@ -114,7 +128,9 @@ class Checkpoints:
 
     def _failure(self, error: Exception) -> UserError:
         step, self._saving = self._saving, 0
-        good = max((saved for saved in self._manager.all_steps() if saved != step), default=None)
+        # From the disk: the manager has already struck off what the failed save was to push out.
+        on_disk = ocp.utils.checkpoint_steps(_absolute(self._directory))
+        good = max((saved for saved in on_disk if saved != step), default=None)
         stands = "none stands before it" if good is None else f"the one of step {good} stands"
         reason = str(error).splitlines()[0]
         reason = "No space left on device" if "No space left" in reason else reason[:200]
@@ -186,7 +202,14 @@ def _reader(directory: str) -> ocp.CheckpointManager:
 
 
 def _absolute(directory: str) -> str:
-    return directory if "://" in directory else str(Path(directory).resolve())
+    if not storage.is_remote(directory):
+        return str(Path(directory).resolve())
+    if not directory.startswith(storage.CHECKPOINT_STORE):
+        raise UserError(f"{directory}: Orbax keeps checkpoints on a local disk or on {storage.CHECKPOINT_STORE}")
+    storage.exists(directory)  # says what is missing, if anything is
+    # The client that Orbax makes is not to remember listings: other processes write there too.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return directory
 
 
 def _shapes(tree: Any) -> dict[str, str]:

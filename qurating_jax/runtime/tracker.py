@@ -1,7 +1,8 @@
-"""Training metrics: always one JSON object per line in a local file such as `metrics.jsonl`.
+"""Training metrics: always one JSON object per line in a file such as `metrics.jsonl`.
 
 A resumed run cuts the lines after the step it resumes from, so that the file reads like that of an uninterrupted run.
-A line that cannot be written (a full disk) is lost with a warning: metrics never stop a run.
+A line that cannot be written (a full disk) is lost with a warning: metrics never stop a run. An object store appends
+nothing: there the lines are kept in a local file, and `publish` writes the whole object anew.
 """
 
 import json
@@ -12,25 +13,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qurating_jax.runtime import storage
+from qurating_jax.runtime import copies, storage
 from qurating_jax.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 class JsonlTracker:
-    """Appends lines to a local file; a no-op where `enabled` is False (processes other than the first).
+    """Appends lines to a file; a no-op where `enabled` is False (processes other than the first).
 
     The file is there once something is logged.
     """
 
     def __init__(self, path: str, *, resume_step: int, enabled: bool = True) -> None:
         self._path = Path(path)
+        self._remote, self._published = "", True
         self.enabled = enabled
         self._failing = False
+        if enabled and storage.is_remote(path):
+            self._remote = path
+            self._path = Path(copies.scratch_directory()) / path.rsplit("/", 1)[-1]
+            if storage.exists(path):
+                copies.download(path, str(self._path))
         if enabled and self._path.exists():
+            self._published = False
             try:
-                storage.write_text(path, "".join(line + "\n" for line in self._lines() if _step(line) <= resume_step))
+                storage.write_text(
+                    str(self._path), "".join(f"{line}\n" for line in self._lines() if 0 <= _step(line) <= resume_step)
+                )
             except (OSError, UserError) as error:
                 self._warn(error)
 
@@ -45,7 +55,17 @@ class JsonlTracker:
         except OSError as error:
             self._warn(error)
         else:
-            self._failing = False
+            self._failing, self._published = False, False
+
+    def publish(self) -> None:
+        """Writes all lines to the object store; nothing to do on a local disk, or where none came since."""
+        if not self._remote or self._published:
+            return
+        try:
+            storage.upload(str(self._path), self._remote)
+            self._published = True
+        except UserError as error:
+            self._warn(error)
 
     def _append(self, line: str) -> None:
         """The whole line or nothing of it."""
@@ -62,14 +82,19 @@ class JsonlTracker:
     def _warn(self, error: Exception) -> None:
         """Once per failure, however many lines it costs."""
         if not self._failing:
-            log.warning("%s: metrics are lost until it can be written again (%s)", self._path, error)
+            place = self._remote or self._path
+            log.warning("%s: metrics are lost until it can be written again (%s)", place, error)
         self._failing = True
 
     def _lines(self) -> list[str]:
         """Whole lines only: a kill may leave half of the last one."""
-        text = self._path.read_text(encoding="utf-8")
+        text = self._path.read_text(encoding="utf-8", errors="replace")
         return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _step(line: str) -> int:
-    return int(json.loads(line)["step"])
+    """The step of a line; -1 for what is none of ours, such as the zeros that a crash of the machine may leave."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1

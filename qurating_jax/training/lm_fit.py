@@ -22,7 +22,7 @@ from qurating_jax.training.losses import next_token_loss
 from qurating_jax.training.state import full_fine_tuning
 from qurating_jax.training.validation import Validation
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def row_order(options: LmOptions, seed: int, sets: TokenSets) -> RowOrder:
@@ -67,7 +67,7 @@ def base_model(options: LmOptions, sets: TokenSets) -> BaseModel:
             f"{options.model}: vocabulary of {base.config.vocab_size}, but the tokens hold the id {sets.largest_id}; "
             "tokenize with the model's own tokenizer"
         )
-    own = _own_tokenizer(options, base)
+    own = _own_tokenizer(base)
     if own is not None and own != sets.tokenizer:
         raise UserError(
             f"{options.model}: its tokenizer is not the one of {sets.directories[0]}; tokenize with "
@@ -112,11 +112,16 @@ def held_out(options: LmOptions, seed: int, base: BaseModel, mesh: Mesh) -> Vali
     """Losses on validation rows of the token sets that hold some out; None where there is nothing to evaluate.
 
     Raises:
-        UserError: as of `HeldOut`.
+        UserError: nothing to evaluate for what `held_out` asks, or as of `HeldOut`.
     """
     counts = {directory: manifest.read(directory)["counts"] for directory in options.tokens}
     directories = [name for name, found in counts.items() if (found.get("validation") or {"rows": 0})["rows"]]
     if not directories or not options.held_out.max_rows:
+        if options.held_out.export == "best" or options.held_out.patience:
+            raise UserError(
+                "held_out.export best and held_out.patience need held-out losses: tokenize with a validation_fraction, "
+                "and leave held_out.max_rows above 0"
+            )
         return None
     evaluated = HeldOut(
         open_token_sets(directories, split="validation"),
@@ -186,12 +191,9 @@ def fit_lm(
     )
 
 
-def _own_tokenizer(options: LmOptions, base: BaseModel) -> str | None:
+def _own_tokenizer(base: BaseModel) -> str | None:
     """Identity of the tokenizer that the model came with; None for a preset and where it came without."""
     if base.directory is None:
         return None
     files = [storage.join(base.directory, name) for name in _TOKENIZER_FILES]
-    # A hub id is asked for its tokenizer by name: the snapshot that was loaded holds the weights alone.
-    if base.directory == options.model and not any(map(storage.exists, files)):
-        return None
-    return load_tokenizer(options.model, options.revision).identity
+    return load_tokenizer(base.directory).identity if any(map(storage.exists, files)) else None

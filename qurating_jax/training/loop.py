@@ -7,6 +7,7 @@ from typing import Any
 
 from qurating_jax.data.batches import BatchBuilder
 from qurating_jax.models.llama import Params
+from qurating_jax.runtime import storage
 from qurating_jax.runtime.checkpoint import Checkpoints
 from qurating_jax.runtime.errors import Interrupted
 from qurating_jax.runtime.progress import progress
@@ -51,6 +52,11 @@ class Training:
     validation: Validation | None = None
     notes: Notes = Notes()
 
+    def exported_step(self, standing: Standing) -> int:
+        """The step to be exported if no later one is better; 0 where that is the last one, whatever it is."""
+        best = self.validation is not None and self.validation.config.export == "best"
+        return standing.best_step if best else 0
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -72,16 +78,16 @@ def train(run: Training) -> Trained:
     """
     config, num_steps = run.config, run.num_steps
     with (
+        StopSignal() as stop,  # outermost, so that it holds while the last save is waited for
         Checkpoints(
-            f"{run.directory}/checkpoints", keep=config.keep_checkpoints, keep_every=config.keep_every_steps
+            storage.join(run.directory, "checkpoints"), keep=config.keep_checkpoints, keep_every=config.keep_every_steps
         ) as checkpoints,
-        StopSignal() as stop,
-        Profiler(f"{run.directory}/profile", config.profile_steps) as profiler,
+        Profiler(storage.join(run.directory, "profile"), config.profile_steps) as profiler,
     ):
         start, state, standing, journal = _start(run, checkpoints)
         interval = run.validation.config.interval(num_steps) if run.validation else 0
         timer = SaveTimer(config.checkpoint_minutes)
-        with progress(run.title, num_steps, "steps", start=start) as advance:
+        with journal, progress(run.title, num_steps, "steps", start=start) as advance:
             for step, batch in enumerate(run.builder.batches(start, num_steps), start + 1):
                 if standing.stopped:
                     break
@@ -100,8 +106,9 @@ def train(run: Training) -> Trained:
                 found, standing = _validate(run.validation, state, standing) if validates else ({}, standing)
                 if logs:
                     journal.log(step, values, found)
-                if due or stopping or timed or standing.best_step == step or standing.stopped:
-                    checkpoints.protect(standing.best_step)
+                if due or stopping or timed or run.exported_step(standing) == step or standing.stopped:
+                    checkpoints.protect(run.exported_step(standing))
+                    journal.publish()  # before the checkpoint: a run resumed from it finds the lines up to it
                     document = {"validation": standing.document(), "progress": journal.document()}
                     checkpoints.save(step, state, run.document | document)
                     timer.restart()
@@ -127,7 +134,7 @@ def _start(run: Training, checkpoints: Checkpoints) -> tuple[int, TrainState, St
     log.info("%s: resuming at step %d", run.title, step)
     state, document = checkpoints.restore(step, run.abstract, same=run.document)
     standing = Standing.of_document(document["validation"])
-    checkpoints.protect(standing.best_step)
+    checkpoints.protect(run.exported_step(standing))
     return step, state, standing, journal(step, document["progress"])
 
 
@@ -143,10 +150,10 @@ def _validate(
 def _finish(
     run: Training, checkpoints: Checkpoints, state: TrainState, standing: Standing, seen_tokens: int
 ) -> Trained:
-    step, best, title = int(state.step), standing.best_step, run.title
+    step, best, title = int(state.step), run.exported_step(standing), run.title
     if standing.stopped:
         log.info("%s: stopped at step %d, %d validations after the best one", title, step, standing.num_since_best)
-    if run.validation is None or run.validation.config.export == "last" or best in (0, step):
+    if best in (0, step):
         return Trained(state.params, step, standing, seen_tokens)
     accuracy = f"accuracy {standing.best_accuracy:.4f}, " if standing.best_accuracy else ""
     log.info("%s: step %d has the best validation (%sloss %.4f)", title, best, accuracy, standing.best_loss)

@@ -119,13 +119,13 @@ def next_token_loss(
         z_loss=z_loss,
         chunk_tokens=compute.loss_chunk_tokens,
     )
-    num_tokens = jnp.sum(rows.real_BT, dtype=jnp.float32)
+    num_tokens = jnp.sum(rows.real_BT, dtype=jnp.int32)  # exact for any batch, so that tokens seen are
     num_seen = jnp.sum(jnp.where(rows.real_BT, rows.positions_BT + 1, 0).astype(jnp.float32))
     sums = {
         "count": jnp.sum(rows.predicted_BT, dtype=jnp.float32),
         "tokens": num_tokens,
         "places": jnp.asarray(rows.tokens_BT.size, jnp.float32),
-        "teraflops": training_flops_of_tokens(config, num_tokens, num_seen) * 1e-12,
+        "teraflops": training_flops_of_tokens(config, num_tokens.astype(jnp.float32), num_seen) * 1e-12,
     }
     return total, sums | ({"z_loss": z_total} if z_loss else {})
 

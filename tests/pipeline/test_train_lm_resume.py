@@ -93,7 +93,7 @@ def test_a_full_disk_during_a_checkpoint(places, whole):
 
 def test_checkpoints_that_stay(places, whole):
     argv = train_command(places, "kept", "--loop.keep_checkpoints", 1, "--loop.keep_every_steps", 40)
-    argv += ["--loop.checkpoint_steps", 10]
+    argv += ["--loop.checkpoint_steps", 10, "--held_out.export", "best"]
     codes, errors = finish(start(argv))
     assert codes == [0], errors
     best = min(

@@ -78,7 +78,7 @@ def test_the_finished_run(places, whole):
         "exported_step": STEPS,
     }
     assert load_tokenizer(str(whole / "hf")).identity == load_tokenizer(str(places / "tokenizer")).identity
-    assert {"45", "60"} <= set(os.listdir(whole / "checkpoints"))  # the newest two; step 45 was validated
+    assert set(os.listdir(whole / "checkpoints")) == {"40", "60"}  # the newest two; the last parameters are exported
 
 
 def test_held_out_losses_by_domain(whole):
@@ -107,6 +107,23 @@ def test_a_finished_run_is_not_run_again(places, whole, capsys):
     assert run_here(*train_command(places, "whole"), "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == manifest.read(str(whole))["counts"]
     assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--num_steps", STEPS + 20], f"config.num_steps was {STEPS}, now {STEPS + 20}"),
+        (["--tokens", "more"], "inputs.tokens"),
+        (["--held_out.max_rows", 7], "config.held_out.max_rows was 512, now 7"),
+    ],
+    ids=["longer", "tokens", "held-out"],
+)
+def test_a_directory_keeps_to_its_run(places, whole, monkeypatch, capsys, options, difference):
+    """More steps are another run: the learning rate of every step depends on how many there are."""
+    monkeypatch.chdir(places)
+    assert run_here(*train_command(places, "whole"), *options) == 1
+    assert_one_line(capsys, f"holds another run ({difference}")
+    assert manifest.read(str(whole))["counts"]["num_steps"] == STEPS
 
 
 def short(places, output, *more):
@@ -186,6 +203,8 @@ def other_tokenizer(places):
         (["--mesh.fsdp", 3], 1, "mesh data=-1, fsdp=3, tensor=1 does not cover 1 device(s)"),
         (["--model", "whole/hf"], 1, "architecture.* changes a preset"),
         (["--loop.keep_every_steps", 30], 2, "must be a multiple of checkpoint_steps"),
+        (["--held_out.max_rows", 0, "--held_out.export", "best"], 1, "need held-out losses: tokenize with a"),
+        (["--tokens", "more", "--held_out.patience", 2], 1, "need held-out losses: tokenize with a"),
     ],
 )
 @pytest.mark.usefixtures("other_tokenizer", "whole")

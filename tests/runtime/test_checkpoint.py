@@ -1,6 +1,7 @@
 """Checkpoints: committed or not there, restored bit for bit, onto any sharding, parameters alone as well."""
 
 import resource
+import shutil
 import signal
 import time
 
@@ -62,7 +63,7 @@ def test_restored_onto_other_meshes_bit_for_bit(saved):
 def test_only_the_newest_are_kept(saved):
     with Checkpoints(saved, keep=2) as checkpoints:
         assert_same(checkpoints.restore(6, place(1, 1, 1))[0], WHOLE)
-        with pytest.raises((FileNotFoundError, ValueError)):
+        with pytest.raises(UserError, match="the checkpoint of step 3 cannot be read"):
             checkpoints.restore(3, place(1, 1, 1))
 
 
@@ -235,6 +236,37 @@ def test_a_failed_save_is_noticed_wherever_the_run_looks_next(tmp_path, small_di
     with pytest.raises(expected[0], match=expected[1]):
         run()
     assert ("step 1 cannot be saved" in caplog.text) == (ending == "crash")  # a warning beside the error
+
+
+def largest(directory):
+    return max((path for path in directory.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda folder: (folder / "document" / "metadata").write_bytes(b""),
+        lambda folder: (folder / "state" / "_METADATA").unlink(),
+        lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+        lambda folder: largest(folder).write_bytes(b""),
+    ],
+    ids=["document", "metadata", "manifest", "chunk"],
+)
+def test_a_broken_checkpoint_is_one_line_and_the_one_before_it_can_be_used(tmp_path, broken):
+    directory = tmp_path / "c"
+    with Checkpoints(str(directory), keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, noise(step), {})
+    broken(directory / "2")
+    message = rf"{directory}: the checkpoint of step 2 cannot be read \(.*remove its folder: the same command then goes"
+    with Checkpoints(str(directory), keep=2) as checkpoints:
+        with pytest.raises(UserError, match=message) as failure:
+            checkpoints.restore(checkpoints.latest_step(), noise(0))
+        assert "\n" not in str(failure.value)
+    shutil.rmtree(directory / "2")
+    with Checkpoints(str(directory), keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        np.testing.assert_array_equal(checkpoints.restore(1, noise(0))[0]["x"], noise(1)["x"])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,17 @@ def test_half_a_line_after_a_kill_is_dropped(tmp_path, half):
     assert [line["step"] for line in lines(path)] == [1, 2, 6]
 
 
+@pytest.mark.parametrize("broken", [b"\0" * 40, b"[]", b"{}", b"null", b'{"step": null}', b"\xff\xfe{"])
+def test_lines_that_are_none_of_ours_are_dropped(tmp_path, broken):
+    """A machine that crashes may leave zeros where a file had not reached the disk; a run must not stop at them."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    content = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(content[0] + broken + b"\n" + content[1])
+    JsonlTracker(str(path), resume_step=5).log(6, {"loss": 1.0})
+    assert [line["step"] for line in lines(path)] == [1, 2, 6]
+
+
 def test_values_that_json_lacks_become_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
     JsonlTracker(str(path), resume_step=0).log(1, {"loss": float("nan"), "norm": float("inf"), "count": 3})

@@ -192,8 +192,8 @@ def run(directory, *, crash_after=None, on=(1, 1, 1), base=None, dtype="float32"
     )
     calls = 0
 
-    def make(loss_fn, tx, *, frozen, assemble):
-        step = make_step(loss_fn, tx, frozen=frozen, assemble=assemble)
+    def make(loss_fn, tx, **options):
+        step = make_step(loss_fn, tx, **options)
 
         def counted(state, batch):
             nonlocal calls

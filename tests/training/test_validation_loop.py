@@ -3,8 +3,10 @@
 The "model" counts its updates, so that what a validation finds can be looked up in a table.
 """
 
+import functools
 import json
 import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,13 @@ import pytest
 from tiny_training import mesh
 
 from qurating_jax.data.batches import BatchBuilder
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.checkpoint import Checkpoints
+from qurating_jax.runtime.errors import Interrupted, UserError
+from qurating_jax.training import loop as loop_module
 from qurating_jax.training.loop import Training, train
 from qurating_jax.training.options import LoopConfig, ValidationConfig
 from qurating_jax.training.state import TrainState
+from qurating_jax.training.stopping import SaveTimer
 from qurating_jax.training.validation import Standing, Validation
 
 STEPS = 12
@@ -32,8 +37,9 @@ def new_state():
 
 
 def run(
-    directory, table, *, crash_at=None, num_steps=STEPS, validate=True, bad_step=None, calls=None, loop=None, **config
-):
+    directory, table, *, crash_at=None, num_steps=STEPS, validate=True, bad_step=None, calls=None, loop=None,
+    create=new_state, after_step=lambda step: None, **config,
+):  # fmt: skip
     """`train` of a counter; `table[step]` is what a validation at that step finds: accuracy, or (accuracy, loss)."""
     on = mesh()
     abstract = jax.tree.map(
@@ -50,6 +56,7 @@ def run(
         sums = {"loss": loss, "grad_norm": 1.0, "param_norm": float(step), "tokens": 6.0, "places": 8.0, "count": 2.0}
         accuracies = {"correct_0.0": float(step % 3), "decided_0.0": 2.0, "correct_0.5": 0.0, "decided_0.5": 0.0}
         metrics = {name: jnp.float32(value) for name, value in (sums | accuracies).items()}
+        after_step(step)
         return TrainState({"n": state.params["n"] + 1}, {}, state.step + 1), metrics
 
     def evaluate(params):
@@ -60,7 +67,7 @@ def run(
         return {"accuracy": accuracy, "loss": loss, "accuracy_style": accuracy}
 
     training = Training(
-        create=new_state,
+        create=create,
         abstract=abstract,
         step_fn=step_fn,
         builder=BatchBuilder(lambda step, places: {"step": np.full(len(places), step)}, shape=(1, 1), mesh=on),
@@ -94,8 +101,17 @@ def test_the_best_step_is_kept_and_exported_although_later_ones_push_it_out(tmp_
 
 
 def test_the_last_parameters_where_they_are_asked_for(tmp_path):
-    found = run(tmp_path, EARLY_BEST, export="last")
+    found = run(tmp_path, EARLY_BEST, export="last", loop={"checkpoint_steps": 5, "keep_checkpoints": 9})
     assert (found.step, float(found.params["n"])) == (12, 12.0)
+    assert kept(tmp_path) == [5, 10, 12]  # a better validation is nothing to save where it is not exported
+
+
+def test_a_good_validation_is_not_kept_where_it_is_not_exported(tmp_path):
+    table = {4: 0.9, 8: 0.5, 12: 0.7}
+    with pytest.raises(Crash):
+        run(tmp_path, table, every_steps=4, export="last", crash_at=7)
+    assert run(tmp_path, table, every_steps=4, export="last").standing.best_step == 4
+    assert kept(tmp_path) == [12]
 
 
 def test_without_validation_the_last(tmp_path):
@@ -190,6 +206,63 @@ def test_what_is_not_finite_is_neither_validated_nor_saved(tmp_path):
         run(tmp_path, EARLY_BEST, bad_step=8, calls=calls)
     assert calls == [2, 4, 6]
     assert kept(tmp_path) == [6]
+
+
+# ---- saves that no step asks for
+
+
+def test_a_checkpoint_by_the_clock(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop_module, "SaveTimer", functools.partial(SaveTimer, clock=lambda: now[0]))
+
+    def pass_time(step):
+        now[0] += 30
+
+    loop = {"checkpoint_minutes": 2, "checkpoint_steps": 6, "keep_checkpoints": 9, "log_steps": 5}
+    options = {"validate": False, "loop": loop, "after_step": pass_time}
+    with pytest.raises(Crash):
+        run(tmp_path, {}, crash_at=12, **options)
+    assert kept(tmp_path) == [4, 6, 10]  # 120 seconds after the last one, whoever asked for that
+    run(tmp_path, {}, **options)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [5, 6, 10, 12]  # what the clock does shows in no line
+    assert [line["seen_tokens"] for line in lines] == [30, 36, 60, 72]
+
+
+@pytest.mark.parametrize("when", ["create", "first step", "last step", "last save"])
+def test_sigterm_at_an_awkward_moment(tmp_path, monkeypatch, when):
+    """What is done is saved; where nothing is left to be done, the run ends as it would have."""
+
+    def die(number, frame):
+        raise AssertionError("a signal that the run did not catch")
+
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def create():
+        if when == "create":
+            terminate()
+        return new_state()
+
+    def after_step(step):
+        if step == {"first step": 1, "last step": STEPS}.get(when):
+            terminate()
+
+    leave = Checkpoints.__exit__
+    if when == "last save":
+        monkeypatch.setattr(Checkpoints, "__exit__", lambda self, *error: (terminate(), leave(self, *error))[1])
+    before = signal.signal(signal.SIGTERM, die)
+    try:
+        if when in ("create", "first step"):
+            with pytest.raises(Interrupted, match="stopped at step 1/12, saved; the same command resumes"):
+                run(tmp_path, {}, validate=False, create=create, after_step=after_step)
+            assert kept(tmp_path) == [1]
+        else:
+            found = run(tmp_path, {}, validate=False, create=create, after_step=after_step)
+            assert (found.step, kept(tmp_path)) == (12, [12])
+        assert signal.getsignal(signal.SIGTERM) is die
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_standing_by_hand():
