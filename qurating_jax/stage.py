@@ -13,7 +13,7 @@ from qurating_jax import config as configs
 from qurating_jax.config import option
 from qurating_jax.parallel.options import Distributed
 from qurating_jax.runtime import logs, manifest, storage
-from qurating_jax.runtime.errors import UsageError
+from qurating_jax.runtime.errors import UsageError, UserError, exit_code_of
 from qurating_jax.runtime.manifest import Run
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def open_run(
                 storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
             yield run
     except BaseException as error:
-        rendezvous.report(done=False, reason=" ".join(str(error).split()))
+        rendezvous.report(done=False, reason=" ".join(str(error).split()), exit_code=exit_code_of(error))
         raise
     rendezvous.report(done=True)
 
@@ -67,7 +67,7 @@ def open_run(
 @contextlib.contextmanager
 def _log_file(run: Run) -> Iterator[None]:
     """Copies this process's log lines into the output directory while the run is at work there."""
-    if run.state == "finished" or storage.is_remote(run.output):
+    if run.state == "finished":
         yield
         return
     handler = logs.to_file(run.output)
@@ -91,9 +91,13 @@ def _claim(config: StageConfig, stage: str, inputs: Mapping[str, Any], distribut
 
     if distributed.mode == "none":
         return begin()
-    from qurating_jax.parallel.distributed import from_primary, is_primary
+    from qurating_jax.parallel.distributed import any_process, from_primary, is_primary, process_index
 
     run = Run(**from_primary(lambda: dataclasses.asdict(begin())))
+    difference = manifest.difference(run, stage=stage, identity=configs.identity(config), inputs=inputs)
+    if any_process(bool(difference)):  # they would wait for each other in the middle of the work
+        mine = f"process {process_index()} differs ({difference})" if difference else "another one differs, see its log"
+        raise UserError(f"not every process has process 0's options and inputs: {mine}; start the same command on all")
     return dataclasses.replace(run, primary=is_primary())
 
 
@@ -101,6 +105,13 @@ def require_local(config: StageConfig) -> None:
     """Raises `UsageError` where the output is remote: checkpoints, metrics and exports are written to a local disk."""
     if storage.is_remote(config.output):
         raise UsageError(f"--output {config.output}: this stage writes to a local or mounted disk; copy it from there")
+
+
+def require_checkpoint_store(config: StageConfig) -> None:
+    """Raises `UsageError` where checkpoints cannot be written to the output: on object stores other than gs://."""
+    if storage.is_remote(config.output) and not config.output.startswith(storage.CHECKPOINT_STORE):
+        where = f"a local or mounted disk, or to {storage.CHECKPOINT_STORE}"
+        raise UsageError(f"--output {config.output}: checkpoints go to {where}")
 
 
 def require(config: Any, *names: str) -> None:

@@ -5,11 +5,11 @@ unexpected tensor is an error that lists both. Export is the inverse, bit for bi
 """
 
 import dataclasses
+import fnmatch
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from qurating_jax.models.hf_config import from_hf, to_hf
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel import distributed
 from qurating_jax.parallel.rules import tree_shardings
-from qurating_jax.runtime import storage
+from qurating_jax.runtime import copies, storage
 from qurating_jax.runtime.errors import UserError
 
 CONFIG = "config.json"
@@ -55,14 +55,15 @@ class _Tensor:
 
 
 def resolve(path_or_id: str, revision: str | None = None) -> str:
-    """The local directory of a model: the path itself, or a snapshot of a hub repository.
+    """The local directory of a model: the path itself, a copy of a remote one, or a snapshot of a hub repository.
 
-    `HF_HUB_OFFLINE=1` uses only what the cache holds. Raises `UserError` where neither exists.
+    `HF_HUB_OFFLINE=1` uses only what the cache holds. A copy goes when the process ends. Raises `UserError` where none
+    of them exists.
     """
-    if os.path.isdir(path_or_id):
-        if not os.path.exists(storage.join(path_or_id, CONFIG)):
+    if storage.is_remote(path_or_id) or os.path.isdir(path_or_id):
+        if not storage.exists(storage.join(path_or_id, CONFIG)):
             raise UserError(f"{path_or_id}: no {CONFIG}; not a Hugging Face model directory")
-        return path_or_id
+        return copies.local_directory(path_or_id, _MODEL_FILES)
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
         raise UserError(f"{path_or_id}: no such directory, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download
@@ -159,7 +160,7 @@ def save(
     plan = _plan_files(table, numpy_dtype.itemsize, max_file_bytes)
     primary = distributed.is_primary()
     if primary:
-        _clear(Path(directory))
+        _clear(directory)
     weight_map: dict[str, str] = {}
     pending: dict[str, np.ndarray] = {}
     for name, array in _host_tensors(params, table, numpy_dtype):
@@ -168,9 +169,8 @@ def save(
         weight_map[name] = plan[name]
         pending[name] = array
         if sum(1 for other in plan.values() if other == plan[name]) == len(pending):
-            temporary = Path(directory) / (plan[name] + ".tmp")
-            save_file(pending, temporary, metadata={"format": "pt"})
-            temporary.replace(Path(directory) / plan[name])
+            with storage.atomic_file(storage.join(directory, plan[name])) as file:
+                save_file(pending, file, metadata={"format": "pt"})
             pending = {}
     if primary:
         if len(set(plan.values())) > 1:
@@ -338,12 +338,12 @@ def _left_out(files: _Files, found: DecoderConfig, *, other_head: bool) -> set[s
     return {"lm_head.weight"}
 
 
-def _clear(directory: Path) -> None:
+def _clear(directory: str) -> None:
     """Makes the directory and removes an earlier export, whose index or files would shadow the new one's."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG).unlink(missing_ok=True)
-    for path in directory.glob("model*.safetensors*"):
-        path.unlink()
+    storage.make_dirs(directory)
+    storage.remove_tree(storage.join(directory, CONFIG))
+    for name in fnmatch.filter(storage.list_dir(directory), "model*.safetensors*"):
+        storage.remove_tree(storage.join(directory, name))
 
 
 def _check_names(directory: str, wanted: Mapping[str, _Tensor], found: set[str]) -> None:

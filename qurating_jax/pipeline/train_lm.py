@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qurating_jax.runtime import manifest
-from qurating_jax.stage import StageConfig, open_run, require, require_local
+from qurating_jax.stage import StageConfig, open_run, require, require_checkpoint_store
 from qurating_jax.training.lm_options import LmOptions
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.training.fit import export
 
     require(config, "tokens")
-    require_local(config)
+    require_checkpoint_store(config)
     distributed.initialize(config.distributed)
     sets = open_token_sets(config.tokens)
     order = lm_fit.row_order(config, config.seed, sets)

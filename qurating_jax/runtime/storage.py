@@ -20,8 +20,11 @@ from typing import IO, Any
 
 from qurating_jax.runtime.errors import UsageError, UserError
 
+CHECKPOINT_STORE = "gs://"  # the one object store that Orbax writes to
+
 _EDGE_BYTES = 1 << 16  # a large file is identified by its size and this much of both ends
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}$")
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of this package, by scheme
 _CONTENT_KEYS = ("blob_id", "md5Hash", "crc32c", "ETag", "etag")  # what hub, gs and s3 call a hash of the content
 
 
@@ -111,17 +114,42 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         UserError: the place cannot be written.
     """
     if is_remote(path):
-        filesystem, name = _filesystem(path)
         with tempfile.NamedTemporaryFile() as copy:
             yield copy.file
             copy.flush()
-            filesystem.put_file(copy.name, name)
+            upload(copy.name, path)
         return
     with _temporary(path) as (temporary, stream):
         yield stream
         _sync(stream)
         os.replace(temporary, path)
         _sync_directory(os.path.dirname(path) or ".")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str) -> Iterator[str]:
+    """As `atomic_write`, for what a library writes by name: the name of a local file that becomes the one at `path`."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as directory:
+            copy = os.path.join(directory, "file")
+            yield copy
+            upload(copy, path)
+        return
+    with _temporary(path) as (temporary, _):
+        yield temporary
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_directory(os.path.dirname(path) or ".")
+
+
+def upload(local: str, path: str) -> None:
+    """Copies a finished local file to a remote place; raises `UserError` where it cannot be written."""
+    filesystem, name = _filesystem(path)
+    try:
+        filesystem.put_file(local, name)
+    except Exception as error:  # each store's client has errors of its own
+        raise UserError(f"{path}: cannot be written ({_one_line(error)})") from None
 
 
 def create_json(path: str, value: Any) -> bool:
@@ -281,7 +309,11 @@ def _filesystem(path: str) -> tuple[Any, str]:
     try:
         # Without the listings cache, files that another process wrote since the last listing would be missing.
         return fsspec.core.url_to_fs(path, **({"use_listings_cache": False} if is_remote(path) else {}))
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        extra = _EXTRAS.get(path.split("://")[0])
+        how = f"pip install 'qurating-jax[{extra}]'" if extra else _one_line(error)
+        raise UserError(f"{path}: the client of this store is not installed: {how}") from None
+    except ValueError as error:
         raise UserError(f"{path}: cannot be opened ({error})") from None
 
 
@@ -310,6 +342,10 @@ def _hub_dataset(path: str) -> str:
             f"`hf download --repo-type dataset {'/'.join(name.split('@')[0].split('/')[:2])} --local-dir DIR`"
         )
     return f"hf://datasets/{name}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _json_text(value: Any) -> str:

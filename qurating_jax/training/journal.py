@@ -13,6 +13,7 @@ import jax
 
 from qurating_jax.models.flops import peak_flops
 from qurating_jax.parallel import distributed
+from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.tracker import JsonlTracker
 from qurating_jax.training.options import LoopConfig
@@ -36,6 +37,8 @@ class Notes:
 
 class Journal:
     """Collects metrics on the device, since fetching each would stall it, and the time they took.
+
+    Use as a context manager: leaving it publishes the lines.
 
     Args:
         title: for log lines.
@@ -61,10 +64,12 @@ class Journal:
         saved = saved or {"seen_tokens": 0, "recent_losses": []}
         self._title, self._num_steps, self._notes = title, num_steps, notes
         metrics, spikes = (
-            JsonlTracker(f"{directory}/{name}.jsonl", resume_step=resume_step, enabled=distributed.is_primary())
+            JsonlTracker(
+                storage.join(directory, f"{name}.jsonl"), resume_step=resume_step, enabled=distributed.is_primary()
+            )
             for name in ("metrics", "spikes")
         )
-        self._tracker = metrics
+        self._trackers, self._tracker = (metrics, spikes), metrics
         self._spikes = Spikes(
             config.spike_deviations, spikes, title=title, recent=saved["recent_losses"], describe=notes.documents
         )
@@ -73,6 +78,12 @@ class Journal:
         self._clock = time.monotonic()
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = None if peak is None else peak * jax.device_count()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.publish()
 
     @property
     def seen_tokens(self) -> int:
@@ -111,6 +122,11 @@ class Journal:
         if self._peak is not None and "teraflops" in values[-1]:
             result["mfu"] = sum(entry["teraflops"] for entry in values) * 1e12 / seconds / self._peak
         return result
+
+    def publish(self) -> None:
+        """Brings the files of lines to the object store, where the directory is there."""
+        for tracker in self._trackers:
+            tracker.publish()
 
     def log(self, step: int, values: dict[str, float], found: dict[str, float]) -> None:
         """One line in `metrics.jsonl` and one in the log, with what a validation found (or nothing)."""

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from qurating_jax.parallel import distributed
+from qurating_jax.runtime import copies, storage
+from qurating_jax.runtime.errors import UserError
 from qurating_jax.training import stopping
 
 _STEPS_ON_DEMAND = 5
@@ -22,13 +24,15 @@ class Profiler:
     other than the first write below `process-00001` and so on.
 
     Args:
-        directory: gets the traces.
+        directory: gets the traces; on an object store each when it is complete.
         planned: first step and number of steps, or empty.
     """
 
     def __init__(self, directory: str, planned: tuple[int, ...]) -> None:
         primary = distributed.is_primary()
-        self._directory = directory if primary else f"{directory}/process-{distributed.process_index():05d}"
+        own = [] if primary else [f"process-{distributed.process_index():05d}"]
+        self._directory = storage.join(directory, *own)
+        self._local = self._directory  # what JAX writes into
         first, count = planned if planned and primary else (0, 0)
         self._planned = range(first, first + count)
         self._asked = False
@@ -56,7 +60,9 @@ class Profiler:
             return
         self._asked = False
         log.info("profiler: tracing steps %d to %d into %s", step, self._last, self._directory)
-        jax.profiler.start_trace(self._directory)
+        if storage.is_remote(self._directory):
+            self._local = copies.scratch_directory()
+        jax.profiler.start_trace(self._local)
 
     def after(self, step: int, results: Any) -> None:
         """Ends the trace where this step is its last one; `results` of the step are waited for."""
@@ -67,6 +73,11 @@ class Profiler:
     def _stop(self) -> None:
         self._last = 0
         jax.profiler.stop_trace()
+        if self._local != self._directory:
+            try:
+                copies.upload_tree(self._local, self._directory)
+            except UserError as error:
+                log.warning("profiler: %s", error)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
