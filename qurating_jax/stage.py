@@ -96,6 +96,8 @@ def _claim(config: StageConfig, stage: str, inputs: Mapping[str, Any], distribut
     run = Run(**from_primary(lambda: dataclasses.asdict(begin())))
     difference = manifest.difference(run, stage=stage, identity=configs.identity(config), inputs=inputs)
     if any_process(bool(difference)):  # they would wait for each other in the middle of the work
+        if run.state == "fresh" and is_primary():
+            manifest.withdraw(run)  # process 0 may be the one that is wrong
         mine = f"process {process_index()} differs ({difference})" if difference else "another one differs, see its log"
         raise UserError(f"not every process has process 0's options and inputs: {mine}; start the same command on all")
     return dataclasses.replace(run, primary=is_primary())

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize itself asks; there is no public way to it
 
 from qurating_jax.parallel import rendezvous
 from qurating_jax.parallel.hosts import host_names
@@ -48,7 +47,15 @@ def find_cluster(timeout_seconds: int) -> Place | None:
     Raises:
         UserError: the cluster is there and does not answer.
     """
-    kinds = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
+    try:  # what jax.distributed.initialize itself asks; there is no public way to it
+        from jax._src.clusters import ClusterEnv
+
+        kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+    except (ImportError, AttributeError):
+        raise UserError(
+            f"distributed.mode auto: JAX {jax.__version__} does not say what cluster is around; use mode explicit with "
+            "coordinator, num_processes and process_id"
+        ) from None
     cluster = next((kind for kind in kinds if kind.is_env_present()), None)
     if cluster is None:
         return None
@@ -69,7 +76,8 @@ def initialize(settings: Distributed) -> None:
     From then on a process that dies ends the others at once, with a line that names it.
 
     Raises:
-        UserError: `auto` outside of a cluster; or processes are missing (the message names them), or disagree.
+        UserError: `auto` outside of a cluster; or processes are missing (the message names them), or disagree; or JAX
+            cannot start.
     """
     if settings.mode == "none":
         return
@@ -83,22 +91,32 @@ def initialize(settings: Distributed) -> None:
             "distributed.mode auto: no TPU pod, SLURM step, MPI or Kubernetes job is around this process; "
             "use mode none for one process, or explicit with coordinator, num_processes and process_id"
         )
-    member = _join(place, settings.timeout_seconds) if place.num_processes > 1 else None
-    host, port = rendezvous.parse_address(place.coordinator)
-    jax.distributed.initialize(
-        place.coordinator,
-        place.num_processes,
-        place.process_id,
-        local_device_ids=None if place.device is None else [place.device],
-        cluster_detection_method="deactivate",
-        initialization_timeout=settings.timeout_seconds,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-        coordinator_bind_address=f"127.0.0.1:{port}" if host in rendezvous.LOOPBACK else None,
-    )
-    if member is not None:
-        atexit.register(member.leave)  # after JAX's own, so that it runs before
+    if place.num_processes == 1:
+        log.info("distributed: one process (%s), which needs no other", place.cluster)
+        return
+    member = _join(place, settings.timeout_seconds)
+    _start_jax(place, settings.timeout_seconds)
+    atexit.register(member.leave)  # after JAX's own, so that it runs before
     log.info("distributed: process %d of %d, %d devices in all", process_index(), process_count(), jax.device_count())
+
+
+def _start_jax(place: Place, timeout_seconds: int) -> None:
+    host, port = rendezvous.parse_address(place.coordinator)
+    here = rendezvous.loopback(host)
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.num_processes,
+            place.process_id,
+            local_device_ids=None if place.device is None else [place.device],
+            cluster_detection_method="deactivate",
+            initialization_timeout=timeout_seconds,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            coordinator_bind_address=(f"[{here}]:{port}" if ":" in here else f"{here}:{port}") if here else None,
+        )
+    except RuntimeError as error:
+        raise UserError(f"JAX cannot start its processes at {place.coordinator}: {_one_line(error)}") from None
 
 
 def _join(place: Place, timeout_seconds: int) -> rendezvous.Member:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-_ADDRESS = re.compile(r"[^\s/]+:([1-9]\d{0,4})")
+_ADDRESS = re.compile(r"(?:\[[^\s/\[\]]+\]|[^\s/\[\]:]+):([1-9]\d{0,4})")  # IPv6 in brackets
 _LAST_PORT = 65535
 
 
@@ -44,7 +44,9 @@ class Distributed:
         address = _ADDRESS.fullmatch(self.coordinator)
         if address is None or int(address[1]) > _LAST_PORT:
             given = f"{self.coordinator!r} is none" if self.coordinator else "none is given"
-            raise ValueError(f"mode explicit needs coordinator, host:port of process 0 (node1:8476); {given}")
+            raise ValueError(
+                f"mode explicit needs coordinator, host:port of process 0 (node1:8476 or [fd00::1]:8476); {given}"
+            )
         if not 0 <= self.process_id < self.num_processes:
             raise ValueError(
                 f"process_id {self.process_id} of num_processes {self.num_processes}: give every process its number, "

@@ -4,29 +4,35 @@
 a process that is killed later is noticed by its missing heartbeats only, after minutes. So each process opens one TCP
 connection to process 0 at the coordinator's address, before JAX takes that port over, and keeps it. While they gather,
 process 0 knows who is missing. Later the kernel closes the connection of a process that ends, however it ends, and
-everybody hears of it at once. Messages are lines of JSON; nothing is sent while all is well.
+everybody hears of it at once. Messages are lines of JSON; nothing is sent while all is well. Whoever reaches the port
+can speak to it, as to JAX's own: it is for a cluster's inner network. What comes in is short, and is never executed.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
 import os
 import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from qurating_jax.runtime.errors import EXIT_ERROR, UserError
+from qurating_jax.runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, UserError
 
 NOTICE_SECONDS = 15.0  # how often a waiting process says for whom it waits
 GRACE_SECONDS = 30.0  # how long the others may go on after one of them has ended with an error
-LOOPBACK = ("localhost", "127.0.0.1")
 _HELLO_SECONDS = 10.0  # who connects and says nothing is none of us
 _MARGIN_SECONDS = 10.0
-_MAX_LINE = 1 << 16
+_AGAIN_SECONDS = 1.0
+_MAX_LINE = 1 << 16  # of what a process says
+_MAX_ANSWER = 1 << 20  # of what process 0 says: it names every host
+_MAX_NAME = 100
+_MAX_REASON = 1000
 
 log = logging.getLogger(__name__)
 _members: list["Member"] = []  # this process's membership, once it has joined
@@ -36,6 +42,16 @@ def parse_address(text: str) -> tuple[str, int]:
     """Host and port of `host:port`; brackets around an IPv6 address are taken off."""
     host, _, port = text.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def loopback(host: str) -> str:
+    """The address of this machine's loopback that `host` means; empty where other machines can reach `host`."""
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        return host if ipaddress.ip_address(host).is_loopback else ""
+    except ValueError:
+        return ""
 
 
 class Hub:
@@ -52,6 +68,7 @@ class Hub:
         self._failure = ""
         self._gathered = False
         self._left: set[int] = set()
+        self._lost = False  # somebody ended without a word
         self._listener = _listen(host, port)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="rendezvous-hub", daemon=True)
         self._thread.start()
@@ -70,7 +87,7 @@ class Hub:
         await self._tell({"hosts": [self._present[number][0] for number in range(self._num_processes)]})
         while len(self._left) < self._num_processes:
             await self._wait(None)
-        await self._tell({"everyone": "left"})
+        await self._tell({"everyone": "lost" if self._lost else "left"})
 
     async def _gather(self) -> None:
         """Returns when all are there, or with `_failure`."""
@@ -94,17 +111,18 @@ class Hub:
         """One connection, from its first line to its end."""
         number = -1
         try:
-            hello = _decode(await asyncio.wait_for(reader.readline(), _HELLO_SECONDS))
-            if hello is None or not isinstance(hello.get("process"), int) or self._gathered:
+            hello = _decode(await asyncio.wait_for(reader.readline(), _HELLO_SECONDS)) or {}
+            named, count, host = hello.get("process"), hello.get("of"), str(hello.get("host"))[:_MAX_NAME]
+            if type(named) is not int or type(count) is not int or not 0 <= named < count or self._gathered:
                 return  # a port scanner, or somebody of an earlier start
-            if problem := self._problem_of(hello):
+            if problem := self._problem_of(named, count, host):
                 self._failure = self._failure or problem
                 self._changed.set()
                 await _send(writer, {"error": problem})
                 return
-            number = hello["process"]
+            number = named
             _keep_alive(writer.get_extra_info("socket"))
-            self._present[number] = str(hello.get("host"))[:100], writer
+            self._present[number] = host, writer
             self._changed.set()
             while line := await reader.readline():
                 await self._leave(number, _decode(line) or {})
@@ -117,15 +135,15 @@ class Hub:
         finally:
             writer.close()
 
-    def _problem_of(self, hello: dict[str, Any]) -> str:
-        number, count, host = hello["process"], hello.get("of"), hello.get("host")
+    def _problem_of(self, number: int, count: int, host: str) -> str:
         if count != self._num_processes:
             counts = f"process {number} ({host}) counts {count} processes, process 0 counts {self._num_processes}"
             return f"{counts}: distributed.num_processes must be the same everywhere"
         if number in self._present:
             other = self._present[number][0]
             return (
-                f"two processes have the number {number} (on {other} and {host}): give each its distributed.process_id"
+                f"two processes have the number {number} (on {other} and {host}): give each its own "
+                "distributed.process_id, and two runs on one host two ports"
             )
         return ""
 
@@ -135,7 +153,7 @@ class Hub:
         self._changed.set()
         if not bye.get("done"):
             text = f"process {number} ({self._present[number][0]}) has ended before its work was done"
-            reason = str(bye.get("reason", ""))[:1000]
+            reason = str(bye.get("reason", ""))[:_MAX_REASON]
             await self._tell({"gone": f"{text}: {reason}" if reason else text, "grace": GRACE_SECONDS})
 
     async def _gone(self, number: int) -> None:
@@ -145,6 +163,7 @@ class Hub:
             self._changed.set()
         elif number not in self._left:
             self._left.add(number)
+            self._lost = True
             text = f"process {number} ({self._present[number][0]}) has died; its own log may say why"
             await self._tell({"gone": text, "grace": 0.0})
             self._changed.set()
@@ -162,9 +181,9 @@ class Hub:
 
     async def _tell(self, message: dict[str, Any]) -> None:
         """To every process, this one last: what it does next may end the process."""
-        for number in sorted(self._present, reverse=True):
+        for _, (_, writer) in sorted(self._present.items(), key=lambda item: -item[0]):
             with contextlib.suppress(OSError):
-                await _send(self._present[number][1], message)
+                await _send(writer, message)
 
     async def _wait(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
@@ -178,9 +197,9 @@ class Member:
     def __init__(self, connection: socket.socket, number: int, hosts: Sequence[str]) -> None:
         self.number, self.hosts = number, tuple(hosts)
         self._connection = connection
-        self._done = False
-        self._reason = ""
+        self._done, self._reason, self._exit_code = False, "", EXIT_ERROR
         self._leaving, self._everyone = threading.Event(), threading.Event()
+        self._lost = False  # somebody ended without a word: JAX's shutdown would wait for it
         threading.Thread(target=self._watch, name="rendezvous-watch", daemon=True).start()
 
     @property
@@ -188,31 +207,42 @@ class Member:
         """How many processes there are."""
         return len(self.hosts)
 
-    def report(self, *, done: bool, reason: str = "") -> None:
-        """Notes for `leave` how the work of this process ended."""
-        self._done, self._reason = done, reason
+    def report(self, *, done: bool, reason: str = "", exit_code: int = EXIT_ERROR) -> None:
+        """Notes for `leave` how the work of this process ended; `exit_code` is of work that failed."""
+        self._done, self._reason, self._exit_code = done, reason, EXIT_OK if done else exit_code
 
     def leave(self) -> None:
         """Says that this process ends and waits for the others, so that JAX's own shutdown finds all of them there.
 
-        Whose work is done waits as long as the others live; whose work failed waits `GRACE_SECONDS` and ends.
+        Whose work is done waits as long as the others live; whose work failed waits `GRACE_SECONDS`. Where not all of
+        them came to say so, the process ends here: JAX would wait for the others, and abort.
         """
         self._leaving.set()
         with contextlib.suppress(OSError):
-            self._connection.sendall(_encode({"done": self._done, "reason": self._reason}))
+            self._connection.sendall(_encode({"done": self._done, "reason": self._reason[:_MAX_REASON]}))
+        try:
+            self._wait_for_the_others()
+        except KeyboardInterrupt:
+            _end_process(EXIT_INTERRUPTED)
+        if self._lost or not self._everyone.is_set():
+            _end_process(self._exit_code)
+
+    def _wait_for_the_others(self) -> None:
         if not self._done:
-            if not self._everyone.wait(GRACE_SECONDS):
-                _end_process()  # JAX would wait for the others, and abort
+            self._everyone.wait(GRACE_SECONDS)
             return
-        while not self._everyone.wait(60 * NOTICE_SECONDS):
+        seconds = 4 * NOTICE_SECONDS
+        while not self._everyone.wait(seconds):
             log.info("distributed: this process is done and waits for the others")
+            seconds = 60 * NOTICE_SECONDS
 
     def _watch(self) -> None:
         """Ends this process when another one is lost: what they compute together would never come back."""
         with contextlib.suppress(OSError), self._connection.makefile("rb") as lines:
-            for line in lines:
+            while line := lines.readline(_MAX_LINE):
                 news = _decode(line) or {}
                 if "everyone" in news:
+                    self._lost = news["everyone"] != "left"
                     self._everyone.set()
                     return
                 if news.get("grace") and self._leaving.wait(news["grace"]):
@@ -224,7 +254,7 @@ class Member:
     @staticmethod
     def _follow(loss: str) -> None:
         log.error("distributed: %s; this process ends too, the same command resumes", loss)
-        _end_process()
+        _end_process(EXIT_ERROR)
 
 
 def join(address: str, number: int, num_processes: int, timeout: float, names: Sequence[str] = ()) -> Member:
@@ -243,35 +273,58 @@ def join(address: str, number: int, num_processes: int, timeout: float, names: S
     host, port = parse_address(address)
     if number == 0:
         Hub(host, port, num_processes, timeout, names)
-        host = "127.0.0.1"
-    connection = _connect(host, port, number, num_processes, timeout)
-    try:
-        connection.settimeout(timeout + _MARGIN_SECONDS)
-        connection.sendall(_encode({"process": number, "of": num_processes, "host": socket.gethostname()}))
-        with connection.makefile("rb") as lines:
-            answer = _decode(lines.readline(_MAX_LINE * 16))
-    except OSError:
-        answer = None
-    if answer is None or "hosts" not in answer:
+        host = loopback(host) or "127.0.0.1"
+    deadline = time.monotonic() + timeout
+    connection = _connect(host, port, number, num_processes, timeout, deadline)
+    while (answer := _introduce(connection, number, num_processes, timeout)) is None:
         connection.close()
-        silent = f"process 0 at {address} went away while the processes gathered; start again, and read its log"
-        raise UserError((answer or {}).get("error", silent))
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"what answers at {address} is no process 0 that waits for this one, process {number} of "
+                f"{num_processes}: it ended while the processes gathered, or another program has the port; read "
+                "process 0's log, and start again"
+            )
+        # It may come again: Kubernetes and SLURM start anew what failed to start.
+        log.info("distributed: process 0 at %s went away, or something else answers there; trying again", address)
+        time.sleep(_AGAIN_SECONDS)
+        connection = _connect(host, port, number, num_processes, timeout, deadline)
+    if "error" in answer:
+        connection.close()
+        raise UserError(answer["error"])
     connection.settimeout(None)
     _members.append(Member(connection, number, answer["hosts"]))
     return _members[-1]
 
 
-def report(*, done: bool, reason: str = "") -> None:
-    """Notes how the work of this process ended, where it is one of several (see `Member.leave`)."""
+def _introduce(connection: socket.socket, number: int, num_processes: int, timeout: float) -> dict[str, Any] | None:
+    """Process 0's answer once all are there: their `hosts`, or an `error`; None where it gives neither."""
+    try:
+        connection.settimeout(timeout + _MARGIN_SECONDS)
+        connection.sendall(_encode({"process": number, "of": num_processes, "host": socket.gethostname()[:_MAX_NAME]}))
+        with connection.makefile("rb") as lines:
+            answer = _decode(lines.readline(_MAX_ANSWER)) or {}
+    except OSError:
+        return None
+    hosts, error = answer.get("hosts"), answer.get("error")
+    if isinstance(hosts, list) and len(hosts) == num_processes:
+        return {"hosts": [str(host) for host in hosts]}
+    return {"error": error} if isinstance(error, str) else None
+
+
+def report(*, done: bool, reason: str = "", exit_code: int = EXIT_ERROR) -> None:
+    """Notes how the work of this process ended, where it is one of several (see `Member.report`)."""
     for member in _members:
-        member.report(done=done, reason=reason)
+        member.report(done=done, reason=reason, exit_code=exit_code)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    loopback = host in LOOPBACK
+    here = loopback(host)
     try:
-        if loopback or not socket.has_dualstack_ipv6():
-            return socket.create_server(("127.0.0.1" if loopback else "", port), backlog=1024)
+        if here:
+            family = socket.AF_INET6 if ":" in here else socket.AF_INET
+            return socket.create_server((here, port), family=family, backlog=1024)
+        if not socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), backlog=1024)
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     except OSError as error:
         raise UserError(
@@ -280,16 +333,24 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def _connect(host: str, port: int, number: int, num_processes: int, timeout: float) -> socket.socket:
+def _connect(host: str, port: int, number: int, num_processes: int, timeout: float, deadline: float) -> socket.socket:
     """A connection to process 0, which may come later than this process."""
     start, notices = time.monotonic(), 0
     while True:
         try:
             connection = socket.create_connection((host, port), timeout=5)
-            break
+            if connection.getsockname() != connection.getpeername():
+                break
+            # Of all free ports it got the one that it asks at: it met itself. Closed so, the port is free at once.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            reason = "nobody listens"
         except OSError as error:
-            waited, reason = time.monotonic() - start, error.strerror or str(error)
-        if waited >= timeout:
+            reason = error.strerror or str(error)
+        except UnicodeError:  # of the name's encoding, before any server is asked
+            raise UserError(f"distributed.coordinator: {host!r} is no host name") from None
+        waited = time.monotonic() - start
+        if time.monotonic() >= deadline:
             raise UserError(
                 f"process 0 is not there: no answer at {host}:{port} within {timeout:g} seconds ({reason}); this is "
                 f"process {number} of {num_processes}; start the same command on every host, or read process 0's log"
@@ -327,9 +388,9 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     return message if isinstance(message, dict) else None
 
 
-def _end_process() -> None:
+def _end_process(code: int) -> None:
     """Ends the process from any thread of it: the main thread may be inside a collective that never ends."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_ERROR)
+    os._exit(code)

@@ -46,3 +46,10 @@ class LimitReached(Incomplete):
     """Stopped at a limit that the user set; the same command with a higher one resumes (exit 4)."""
 
     exit_code = EXIT_LIMIT
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code that the command leaves with for `error`."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return error.exit_code if isinstance(error, UserError) else EXIT_ERROR

@@ -82,7 +82,7 @@ def begin(
         UserError: the directory holds another run, or files that no run of ours left; or, with `overwrite`, another
             process is at work in it.
     """
-    determined = _as_json({"stage": stage, "config": _without_places(identity), "inputs": inputs})
+    determined = _determined(stage, identity, inputs)
 
     def run(state: Literal["fresh", "resumed", "finished"], counts: Mapping[str, Any]) -> Run:
         return Run(output, stage, dict(config), dict(inputs), state, dict(counts), determined)
@@ -114,6 +114,11 @@ def begin(
     finished = "counts" in found
     log.info("%s: %s %s", stage, output, "is complete" if finished else "is unfinished: resuming")
     return run("finished" if finished else "resumed", found.get("counts", {}))
+
+
+def difference(run: Run, *, stage: str, identity: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """How a run of these would differ from `run`; empty where they are one and the same."""
+    return "; ".join(_differences(run.determined, _determined(stage, identity, inputs)))
 
 
 @contextlib.contextmanager
@@ -327,6 +332,10 @@ _PLACES = ("output",)
 
 def _without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key not in _PLACES}
+
+
+def _determined(stage: str, identity: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return _as_json({"stage": stage, "config": _without_places(identity), "inputs": inputs})
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -33,12 +33,22 @@ def test_a_single_process_needs_nobody():
     assert distributed.from_primary(lambda: [1, "two"]) == [1, "two"]
 
 
+def test_one_explicit_process_needs_no_port(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        coordinator = f"127.0.0.1:{taken.getsockname()[1]}"
+        distributed.initialize(Distributed(mode="explicit", coordinator=coordinator))
+    distributed.barrier("alone")
+    assert distributed.process_count() == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"num_processes": 2}, "needs coordinator, host:port of process 0"),
         ({"coordinator": "node1"}, "'node1' is none"),
         ({"coordinator": "node1:99999"}, "'node1:99999' is none"),
+        ({"coordinator": "fd00::1:8476"}, "'fd00::1:8476' is none"),
         ({"coordinator": "node1:8476", "num_processes": 2, "process_id": 2}, "process_id 2 of num_processes 2"),
         ({"coordinator": "node1:8476", "process_id": -1}, "process_id -1 of num_processes 1"),
         ({"coordinator": "node1:8476", "timeout_seconds": 0}, "at least 1"),
@@ -67,6 +77,13 @@ def test_a_slurm_task_finds_its_place(monkeypatch):
     for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}.items():
         monkeypatch.setenv(name, value)
     assert distributed.find_cluster(5) == distributed.Place("gpu03:61441", 2, 1, None, "slurm")
+
+
+def test_a_jax_that_says_nothing_of_clusters(monkeypatch):
+    """What is asked is private: another JAX may lack it."""
+    monkeypatch.delattr("jax._src.clusters.ClusterEnv._cluster_types")
+    with pytest.raises(UserError, match="does not say what cluster is around; use mode explicit"):
+        distributed.initialize(Distributed(mode="auto"))
 
 
 def test_errors_of_the_primary_pass_through():
@@ -189,3 +206,24 @@ def test_an_error_of_one_process_reaches_the_other(tmp_path):
     assert "has ended before its work was done: no shard 7 on this host; this process ends too" in results[0][1]
     assert "has ended before its work was done" in (tmp_path / "out" / "log.txt").read_text()
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_ctrl_c_in_one_process_ends_both(tmp_path):
+    """The other one is inside a collective, and JAX's own shutdown would wait minutes for it."""
+    port = free_port()
+    processes = [start_script("stage-interrupted", port, number, tmp_path / "out") for number in (0, 1)]
+    results = finish(processes, 60)
+    assert [process.returncode for process in processes] == [1, 130], results
+    assert "process 1 (" in results[0][1]
+    assert "has ended before its work was done" in results[0][1]
+    assert "Traceback" not in results[0][1] + results[1][1]
+
+
+def test_processes_with_other_options_stop_before_the_work(tmp_path):
+    port = free_port()
+    processes = [start_script("stage-differs", port, number, tmp_path / "out") for number in (0, 1)]
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1], results
+    assert "process 0's options and inputs: another one differs, see its log" in results[0][1]
+    assert "process 1 differs (config.seed was 0, now 1); start the same command on all" in results[1][1]
+    assert list((tmp_path / "out").iterdir()) == []  # as if it had not been

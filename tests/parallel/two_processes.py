@@ -15,7 +15,7 @@ from qurating_jax.parallel import distributed, rendezvous
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import Distributed, MeshShape
 from qurating_jax.runtime import logs, manifest
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.errors import EXIT_INTERRUPTED, UserError
 from qurating_jax.stage import StageConfig, open_run
 
 
@@ -51,11 +51,14 @@ def main() -> None:
 
 def stage(what: str, output: str) -> None:
     settings = Distributed(mode="explicit", coordinator="127.0.0.1:1", num_processes=2)  # not joined again
-    with open_run(StageConfig(output=output), "test", {}, distributed=settings) as run:
+    seed = distributed.process_index() if what == "stage-differs" else 0
+    with open_run(StageConfig(output=output, seed=seed), "test", {}, distributed=settings) as run:
         logging.getLogger("qurating_jax.test").info("at work")
         distributed.barrier("work")
         if what == "stage-fails" and distributed.process_index() == 1:
             raise UserError("no shard 7 on this host")
+        if what == "stage-interrupted" and distributed.process_index() == 1:
+            raise KeyboardInterrupt
         distributed.any_process(False)
         manifest.finish(run, {})
 
@@ -107,3 +110,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
