@@ -4,6 +4,7 @@ A save runs in the background. What goes wrong there (a full disk, a lost mount)
 or the end of the `with` block, as one line; a directory is a checkpoint only once it is whole, so the ones before stay.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class Checkpoints:
         The newest `keep` checkpoints stay, multiples of `keep_every` steps (0: none), and what `protect` names.
         """
         logging.getLogger("absl").addFilter(_raised_anyway)
-        self._directory, self._saving = directory, 0
+        self._directory, self._saving, self._failed = directory, 0, False
         self._preserve = _Preserve(keep, keep_every)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._preserve,
@@ -53,7 +54,9 @@ class Checkpoints:
                 raise
             log.warning("%s", error)  # what ended the block is the error to report
         finally:
-            self._manager.close()
+            # Of a failed save Orbax may raise a second part here; the first has been told.
+            with contextlib.suppress(*([OSError, ValueError, RuntimeError] if self._failed else [])):
+                self._manager.close()
 
     def latest_step(self) -> int | None:
         """The newest committed step, None where there is none."""
@@ -127,7 +130,7 @@ class Checkpoints:
         self._saving = 0
 
     def _failure(self, error: Exception) -> UserError:
-        step, self._saving = self._saving, 0
+        step, self._saving, self._failed = self._saving, 0, True
         # From the disk: the manager has already struck off what the failed save was to push out.
         on_disk = ocp.utils.checkpoint_steps(_absolute(self._directory))
         good = max((saved for saved in on_disk if saved != step), default=None)
@@ -157,7 +160,7 @@ class _Preserve:
 
 def committed_steps(directory: str) -> list[int]:
     """The steps of the committed checkpoints in a `checkpoints/` directory, increasing; none where there is none."""
-    if not Path(directory).is_dir() and "://" not in directory:
+    if not storage.is_dir(directory):
         return []
     with _reader(directory) as manager:
         return sorted(manager.all_steps())

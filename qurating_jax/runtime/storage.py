@@ -23,6 +23,7 @@ from qurating_jax.runtime.errors import UsageError, UserError
 CHECKPOINT_STORE = "gs://"  # the one object store that Orbax writes to
 
 _EDGE_BYTES = 1 << 16  # a large file is identified by its size and this much of both ends
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}$")
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # of this package, by scheme
 _CONTENT_KEYS = ("blob_id", "md5Hash", "crc32c", "ETag", "etag")  # what hub, gs and s3 call a hash of the content
@@ -32,7 +33,7 @@ def is_remote(path: str) -> bool:
     """True for `scheme://...` paths; `file://` is refused (`UsageError`) for the plain path it stands for."""
     if path.startswith("file://"):
         raise UsageError(f"{path}: name a local file by its path alone, {path.removeprefix('file://')}")
-    return "://" in path
+    return _SCHEME.match(path) is not None
 
 
 def join(path: str, *parts: str) -> str:
