@@ -22,7 +22,7 @@ from qurating_jax.training.losses import next_token_loss
 from qurating_jax.training.state import full_fine_tuning
 from qurating_jax.training.validation import Validation
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def row_order(options: LmOptions, seed: int, sets: TokenSets) -> RowOrder:
