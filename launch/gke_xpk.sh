@@ -8,7 +8,8 @@
 #   bash launch/gke_xpk.sh delete                  ends the workload
 #   bash launch/gke_xpk.sh delete-cluster          gives the machines back
 #
-# RUN_ID names workload and output directory (OUTPUT_ROOT/RUN_ID). DRY_RUN=1 prints the commands and executes none.
+# RUN_ID names the workload. OUTPUT is one directory for all hosts: gs://BUCKET/RUN, or one on the mounted STORAGE.
+# DRY_RUN=1 prints the commands and executes none.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/lib.sh"
@@ -23,8 +24,7 @@ TPU_TYPE=${TPU_TYPE:-v5litepod-16}
 NUM_SLICES=${NUM_SLICES:-1}
 CAPACITY=${CAPACITY:---spot}            # --spot, --on-demand, or --reservation=NAME
 IMAGE=${IMAGE:-gcr.io/$PROJECT/qurating:$RUN_ID}
-OUTPUT_ROOT=${OUTPUT_ROOT:-/mnt/runs}   # where the storage is mounted
-STORAGE=${STORAGE:-}                    # name of an `xpk storage` (gcsfuse, Filestore) that is mounted there
+STORAGE=${STORAGE:-}                    # name of an `xpk storage` (gcsfuse, Filestore) to mount, where OUTPUT is on it
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 place=("--cluster=$CLUSTER" "--project=$PROJECT" "--zone=$ZONE")
 
@@ -36,11 +36,12 @@ case $action in
     run docker push "$IMAGE" ;;
   run)
     [[ $# -gt 0 ]] || usage "$0"
+    : "${OUTPUT:?set OUTPUT, for example gs://BUCKET/runs/lm}"
     # A pod gets TERM and then two minutes to save; exit code 130 means that the same command resumes.
     run xpk workload create "${place[@]}" "--workload=$RUN_ID" "--docker-image=$IMAGE" "--tpu-type=$TPU_TYPE" \
       "--num-slices=$NUM_SLICES" "--max-restarts=$MAX_RESTARTS" --termination-grace-period-seconds=120 \
       ${STORAGE:+"--storage=$STORAGE"} \
-      "--command=$(quote qurating "$@" --output "$OUTPUT_ROOT/$RUN_ID" --distributed.mode auto)" ;;
+      "--command=$(quote qurating "$@" --output "$OUTPUT" --distributed.mode auto)" ;;
   follow)
     run kubectl logs --follow --prefix --max-log-requests=256 "--selector=jobset.sigs.k8s.io/jobset-name=$RUN_ID" ;;
   delete)

@@ -6,8 +6,8 @@
 #   bash launch/tpu_pod.sh follow                  shows the logs of all hosts as they grow
 #   bash launch/tpu_pod.sh babysit STAGE [OPTIONS] all of it, again after every loss, until the stage is complete
 #   bash launch/tpu_pod.sh delete                  gives the slice back
-# RUN_ID names the run: one output directory, OUTPUT_ROOT/RUN_ID, for all hosts and all attempts, so that a new slice
-# resumes. DRY_RUN=1 prints the commands and executes none.
+# OUTPUT is one directory for all hosts and all attempts, so that a new slice resumes: gs://BUCKET/RUN, or one on a disk
+# that all hosts mount. DRY_RUN=1 prints the commands and executes none.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/lib.sh"
@@ -15,10 +15,8 @@ action=${1:-} && shift $(($# > 0))
 : "${TPU_NAME:?set TPU_NAME, the name that the slice gets}" "${ZONE:?set ZONE, for example us-east5-b}"
 TPU_TYPE=${TPU_TYPE:-v5litepod-16}      # v4-32, v5litepod-16, v5p-32, v6e-16, ...
 CAPACITY=${CAPACITY---spot}             # --spot, --reserved, --guaranteed, or empty: on demand
-RUN_ID=${RUN_ID:-$TPU_NAME}
-OUTPUT_ROOT=${OUTPUT_ROOT:-/mnt/runs}   # a disk that every host mounts (Filestore, gcsfuse); SETUP can mount it
 SETUP=${SETUP:-true}                    # a command for every host, before the installation: a mount
-LOGS=${LOGS:-logs/$RUN_ID}              # on this machine: one file for each host
+LOGS=${LOGS:-logs/$TPU_NAME}             # on this machine: one file for each host
 WAIT_SECONDS=${WAIT_SECONDS:-60}        # between two looks at the queue
 MAX_WAITS=${MAX_WAITS:-1440}            # how often to look before giving up: a day
 MAX_ATTEMPTS=${MAX_ATTEMPTS:-20}        # how many slices babysit may use up
@@ -45,16 +43,16 @@ create() {
   echo "error: $TPU_NAME is $now after $waits waits of $WAIT_SECONDS s" >&2 && return 1
 }
 setup() { # the images have Python 3.10: uv fetches a newer one
-  local archive=/tmp/qurating-$RUN_ID.tar.gz unpack='mkdir -p qurating && tar -xzf qurating.tar.gz -C qurating'
+  local archive=/tmp/qurating-$TPU_NAME.tar.gz unpack='mkdir -p qurating && tar -xzf qurating.tar.gz -C qurating'
   run git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD &&
     run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:qurating.tar.gz" "--zone=$ZONE" --worker=all &&
     run "${on_all[@]}" "--command=$SETUP && $unpack && python3 -m pip install --quiet --user uv && $path && \
-bash qurating/launch/setup.sh tpu"
+bash qurating/launch/setup.sh tpu,gcs"
 }
 stage() { # STAGE [OPTIONS]
   run mkdir -p "$LOGS"
   run "${on_all[@]}" "--output-directory=$LOGS" "--command=cd qurating && $path && $(quote qurating "$@" \
-    --output "$OUTPUT_ROOT/$RUN_ID" --distributed.mode auto)"
+    --output "$OUTPUT" --distributed.mode auto)"
 }
 follow() { run tail -n +1 -F "$LOGS"/*; }
 delete() { run "${queue[@]}" delete "$TPU_NAME" "--zone=$ZONE" --force --quiet; }
@@ -73,6 +71,7 @@ babysit() { # STAGE [OPTIONS]
   done
   die "not complete after $MAX_ATTEMPTS attempts; the same command goes on"
 }
+[[ $action != run && $action != babysit ]] || : "${OUTPUT:?set OUTPUT, for example gs://BUCKET/runs/lm}"
 case $action:$# in
   create:0 | setup:0 | follow:0 | delete:0 | babysit:[1-9]*) "$action" "$@" ;;
   run:[1-9]*) stage "$@" ;;

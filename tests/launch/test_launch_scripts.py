@@ -13,21 +13,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCH, SNAPSHOTS = ROOT / "launch", Path(__file__).parent / "snapshots"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-POD = {"TPU_NAME": "pod", "ZONE": "us-east5-b"}
-GKE = {"CLUSTER": "tpus", "PROJECT": "me", "ZONE": "us-east5-b", "RUN_ID": "lm-7"}
+POD = {"TPU_NAME": "pod", "ZONE": "us-east5-b", "OUTPUT": "gs://mine/runs/lm-7"}
+GKE = {"CLUSTER": "tpus", "PROJECT": "me", "ZONE": "us-east5-b", "RUN_ID": "lm-7", "OUTPUT": "gs://mine/runs/lm-7"}
 STAGE = ["train-lm", "--config", "my run.yaml", "--num_steps", "5"]
 # Snapshot -> script, arguments, settings.
 RUNS = {
     "tpu_create": ("tpu_pod.sh", ["create"], POD),
     "tpu_create_v6e": ("tpu_pod.sh", ["create"], POD | {"TPU_TYPE": "v6e-16", "CAPACITY": ""}),
     "tpu_setup": ("tpu_pod.sh", ["setup"], POD | {"SETUP": "sudo mount nfs:/runs /mnt/runs"}),
-    "tpu_run": ("tpu_pod.sh", ["run", *STAGE], POD | {"RUN_ID": "lm-7"}),
+    "tpu_run": ("tpu_pod.sh", ["run", *STAGE], POD),
     "tpu_follow": ("tpu_pod.sh", ["follow"], POD),
     "tpu_babysit": ("tpu_pod.sh", ["babysit", *STAGE], POD),
     "tpu_delete": ("tpu_pod.sh", ["delete"], POD),
     "gke_cluster": ("gke_xpk.sh", ["cluster"], GKE),
     "gke_image": ("gke_xpk.sh", ["image"], GKE),
-    "gke_run": ("gke_xpk.sh", ["run", *STAGE], GKE | {"STORAGE": "runs", "NUM_SLICES": "2"}),
+    "gke_run": ("gke_xpk.sh", ["run", *STAGE], GKE | {"OUTPUT": "/mnt/runs/lm-7", "STORAGE": "runs", "NUM_SLICES": "2"}),
     "gke_follow": ("gke_xpk.sh", ["follow"], GKE),
     "gke_delete": ("gke_xpk.sh", ["delete"], GKE),
     "gke_delete_cluster": ("gke_xpk.sh", ["delete-cluster"], GKE),
@@ -89,7 +89,7 @@ def test_arguments_survive_two_shells():
     remote = shlex.split(dry("tpu_run").splitlines()[-1])[-1].removeprefix("--command=")
     words = shlex.split(remote.rpartition("&& ")[2])
     assert words[:6] == ["qurating", *STAGE]
-    assert words[6:] == ["--output", "/mnt/runs/lm-7", "--distributed.mode", "auto"]
+    assert words[6:] == ["--output", "gs://mine/runs/lm-7", "--distributed.mode", "auto"]
 
 
 @pytest.mark.parametrize("script", ["tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch", "gpu_host.sh", "cpu.sh"])
@@ -104,6 +104,8 @@ def test_without_arguments_a_script_says_how_it_is_used(script):
     [
         ("tpu_pod.sh", ["create"], {}, "set TPU_NAME"),
         ("tpu_pod.sh", ["create"], {"TPU_NAME": "pod"}, "set ZONE"),
+        ("tpu_pod.sh", ["babysit", *STAGE], POD | {"OUTPUT": ""}, "set OUTPUT"),
+        ("gke_xpk.sh", ["run", *STAGE], GKE | {"OUTPUT": ""}, "set OUTPUT"),
         ("tpu_pod.sh", ["create"], POD | {"TPU_TYPE": "v99-1"}, "v4-, v5litepod-, v5p- or v6e-"),
         ("gke_xpk.sh", ["image"], {"CLUSTER": "x"}, "set PROJECT"),
         ("gpu_host.sh", STAGE, {"PROCESSES": "2", "GPUS": "0,1,2"}, "cannot be shared by 2 processes"),
@@ -161,7 +163,7 @@ def test_babysit_makes_lost_slices_anew(tmp_path, good, loss, attempts, code, ru
     record = (tmp_path / "record").read_text()
     assert record.count("qurating train-lm") == runs
     assert record.count("queued-resources create") == creations
-    assert record.count("--output /mnt/runs/pod ") == runs  # one run id for all attempts
+    assert record.count("--output gs://mine/runs/lm-7 ") == runs  # one output for all attempts
 
 
 def test_babysit_deletes_nothing_while_gcloud_does_not_answer(tmp_path):
