@@ -23,6 +23,11 @@ class Fields:
     id: str
     tokens: str | None
 
+    def sources(self) -> list[str]:
+        """Names that the top-level columns of these fields may have."""
+        fields = [field for field in (self.text, self.id, self.tokens) if field is not None]
+        return [*fields, *(field.split(".")[0] for field in fields)]
+
 
 def has(schema: pa.Schema, field: str) -> bool:
     """True where a column of this name, or else this path into nested columns, exists."""

@@ -6,7 +6,7 @@ only the text becomes Python values, and the ids of rows that have none. JSON li
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -105,6 +105,7 @@ class DocumentParts:
         text_field: str = "text",
         id_field: str = "id",
         tokens_field: str | None = None,
+        wanted: Callable[[str], bool] | None = None,
     ) -> None:
         """Opens nothing yet.
 
@@ -115,6 +116,8 @@ class DocumentParts:
             id_field: column with the id, as in `documents.read_documents`. A null in it is filled with the hash of
                 source and text (a column of whole numbers then becomes text).
             tokens_field: column with lists of token ids; then a text column need not exist.
+            wanted: says of a top-level column whether the table is to have it; of the others only what texts, ids and
+                tokens are made of is read, and the table need not have them. None: all columns.
 
         Raises:
             UserError: the cut is that of other files.
@@ -122,6 +125,7 @@ class DocumentParts:
         self.parts = parts
         self._files = PartFiles(files, parts)
         self._fields = columns.Fields(text=text_field, id=id_field, tokens=tokens_field)
+        self._wanted = wanted
 
     def __enter__(self) -> Self:
         return self
@@ -155,13 +159,16 @@ class DocumentParts:
 
     def _pieces(self, start: int, stop: int, rejects: Rejects) -> Iterator[tuple[str, PartDocuments]]:
         """(file, its documents) for every columnar file and every run of JSON lines files in a range of rows."""
-        rows = _JsonRows(self._fields)
+        rows = _JsonRows(self._fields, self._wanted)
         for reader, first, last, before in self._files.pieces(start, stop):
             if isinstance(reader, JsonlFile):
                 rows.read(reader, first, last, before, rejects)
             else:
                 if rows.index:
                     yield rows.file, rows.take()
+                if self._wanted is not None:
+                    names = [name for name in reader.schema.names if self._wanted(name)]
+                    reader.project([*names, *self._fields.sources(), "source"])
                 yield reader.file, _read_columns(reader, first, last, before, self._fields, rejects)
         if rows.index:
             yield rows.file, rows.take()
@@ -221,10 +228,10 @@ def changed(file: str) -> UserError:
 class _JsonRows:
     """Rows of consecutive JSON lines files, gathered into one table, so that it does not depend on their files."""
 
-    def __init__(self, fields: columns.Fields) -> None:
+    def __init__(self, fields: columns.Fields, wanted: Callable[[str], bool] | None) -> None:
         self.file = ""
         self.index: list[int] = []
-        self._fields = fields
+        self._fields, self._wanted = fields, wanted
         self._rows: list[dict[str, Any]] = []
         self._texts: list[str | None] = []
         self._num_broken = 0
@@ -267,6 +274,11 @@ class _JsonRows:
             self._num_broken += 1
             columns.clear_field(row, self._fields.text)  # a column of texts cannot hold it
             text = None
+        if self._wanted is not None:
+            name = self._fields.id if self._fields.id in row else self._fields.id.split(".")[0]
+            kept = {name: row.get(name)}  # a row of a table has a column
+            kept |= {name: value for name, value in row.items() if name == "source" or self._wanted(name)}
+            row = kept
         self._rows.append(row)
         self._texts.append(text)
 
@@ -290,7 +302,7 @@ def _read_columns(
         numbers.append(number)
     if row != stop:
         raise changed(file)
-    table, index = pa.Table.from_batches(batches, reader.schema), np.concatenate(numbers)
+    table, index = pa.Table.from_batches(batches, reader.projected_schema), np.concatenate(numbers)
     bad = columns.bad_ids(table, fields.id)
     if bad:
         for position, reason in bad:

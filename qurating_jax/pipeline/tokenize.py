@@ -61,54 +61,54 @@ def main(config: Config) -> dict[str, Any]:
         return _say(config, files, order)
 
     with open_run(config, "tokenize", inputs) as run:
-        job = _job(config, run, files, share)
+        job = _job(config, run, files, share, tokenizer)
         if run.state != "finished":
             return _work(job, run, order)
-        if not storage.is_remote(job.base):
-            _clear(job)  # a run that was killed at its very end
+        _clear(job)  # a run that was killed at its very end
         return run.counts
 
 
 def _work(job: "TokenizeJob", run: manifest.Run, order: str | None) -> dict[str, Any]:
     from qurating_jax.tokenizing.work import clear, tokenize
 
+    def finish(counts: dict[str, Any]) -> None:
+        job.tokenizer.save(run.path("tokenizer"))
+        counts |= {"order": order}
+        log.info("tokenize: %s", ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int)))
+        manifest.finish(run, counts)
+
     try:
-        counts = tokenize(job)
+        tokenize(job, finish)
     except (UserError, FileNotFoundError):
         if not storage.exists(run.path(manifest.MANIFEST)):
-            raise
-        counts = None  # another worker has finished, and removed what was read here
-    if counts is None:
-        if storage.exists(run.path(manifest.MANIFEST)):
-            clear(job)
-            return dict(manifest.read(run.output)["counts"])
+            raise  # else another worker has finished, and removed what was read here
+    if not storage.exists(run.path(manifest.MANIFEST)):
         return {}
-    job.tokenizer.save(run.path("tokenizer"))
-    counts |= {"order": order}
-    log.info("tokenize: %s", ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int)))
-    manifest.finish(run, counts)
     clear(job)
-    return counts
+    return dict(manifest.read(run.output)["counts"])
 
 
 def _clear(job: "TokenizeJob") -> None:
+    from qurating_jax.tokenizing.job import WORK
     from qurating_jax.tokenizing.work import clear
 
-    if os.path.exists(job.work_path()):
+    if os.path.exists(job.work_path()) or storage.exists(job.path(WORK)):
         clear(job)
 
 
-def _job(config: Config, run: manifest.Run, files: list[str], share: tuple[int, int]) -> "TokenizeJob":
+def _job(
+    config: Config, run: manifest.Run, files: list[str], share: tuple[int, int], tokenizer: "TextTokenizer"
+) -> "TokenizeJob":
     from qurating_jax.selection.copying.id_list_files import open_id_list
     from qurating_jax.tokenizing.job import TokenizeJob
 
-    base = config.work or run.output
-    if storage.is_remote(base):
-        if share != (0, 1) or config.work:
+    base = run.output
+    if config.work or storage.is_remote(base):
+        if storage.is_remote(config.work) or (share != (0, 1) and not config.work):
             raise UsageError("--work must be a local directory; with --shard one that all workers share")
-        # The same for the same run, so that it is found again.
+        # The same for the same run, so that it is found again; of another run there is nothing in it.
         fingerprint = manifest.sha256(repr(sorted(run.determined.items())) + run.output)
-        base = os.path.join(tempfile.gettempdir(), f"qurating-tokenize-{fingerprint[:16]}")
+        base = os.path.join(config.work or tempfile.gettempdir(), f"qurating-tokenize-{fingerprint[:16]}")
         log.info("tokenize: working files go to %s (--work DIR puts them elsewhere)", base)
     job = TokenizeJob(
         output=run.output,
@@ -120,6 +120,7 @@ def _job(config: Config, run: manifest.Run, files: list[str], share: tuple[int, 
         share=share,
         num_workers=config.num_workers or _num_cores(),
         verify=partial(manifest.verify, run),
+        loaded=tokenizer,
     )
     if not config.selection:
         return job

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from qurating_jax.method import gumbel
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.tokenizing.job import TokenizeJob
+from qurating_jax.tokenizing.options import TokenizeOptions
 
 KEY, RANK = "selection_key", "selection_rank"
 # Columns of `rows.parquet` that are ours.
@@ -40,7 +42,10 @@ class PartEncoder:
     def __init__(self, job: TokenizeJob, parts: Parts) -> None:
         self._job, self._parts = job, parts
         options = job.options
-        self._source = DocumentParts(job.files, parts, text_field=options.text_field, id_field=options.id_field)
+        self._wants = lru_cache(1024)(partial(_wants, options))  # asked of every column of every row
+        self._source = DocumentParts(
+            job.files, parts, text_field=options.text_field, id_field=options.id_field, wanted=self._wants
+        )
         self._selection = None if job.open_selection is None else job.open_selection()
         self._file_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(parts.rows, dtype=np.int64)])
 
@@ -67,7 +72,7 @@ class PartEncoder:
         if largest.max(initial=0) >= job.tokenizer.vocab_size:
             raise UserError(f"{job.tokenizer_path}: gives the id {largest.max()}, beyond its own vocabulary")
         table = table.add_column(1, "num_tokens", pa.array(lengths)).add_column(2, "largest_id", pa.array(largest))
-        counts = {"rejected": rejects.count, "tokens": len(values)}
+        counts = {"rejected": rejects.count, "tokens": len(values), "rows": self._parts.span(number)}
         metadata = (table.schema.metadata or {}) | {_FOOTER: json.dumps(counts).encode()}
         job.verify()
         with storage.atomic_write(job.flat_path(number)) as stream:
@@ -90,7 +95,8 @@ class PartEncoder:
             keep &= ranks >= 0
             ranks = ranks[keep]
         rows = np.flatnonzero(keep)
-        table = found.table.take(pa.array(rows)) if len(rows) < len(ids) else found.table
+        table = found.table.select([name for name in found.table.column_names if name == "id" or self._wants(name)])
+        table = table.take(pa.array(rows)) if len(rows) < len(ids) else table
         names = [ids[row] for row in rows.tolist()]
         made: dict[str, Any] = {"id": pa.array(names, pa.string())}
         if options.validation_fraction:
@@ -111,7 +117,7 @@ class PartEncoder:
         rejects.add(self._job.files[place], index - int(self._file_starts[place]) + 1, reason, f"id={name!r}")
 
 
-def read_encoded(path: str) -> tuple[pa.Table, list[str], dict[str, int]]:
+def read_encoded(path: str) -> tuple[pa.Table, list[str], dict[str, Any]]:
     """The documents of an encoded part, the names of its carried columns, and its counts.
 
     Raises:
@@ -162,7 +168,7 @@ def _selected(table: pa.Table) -> dict[str, pa.Array]:
 
 def _carried(table: pa.Table, patterns: Sequence[str]) -> dict[str, pa.Array]:
     """The columns of numbers that patterns name, as float64; NaN becomes null."""
-    names = [name for name in table.column_names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    names = [name for name in table.column_names if _named(name, patterns)]
     wanted = {}
     for name in names:
         if name in ("id", "domain", KEY, RANK):  # carried anyway
@@ -174,6 +180,15 @@ def _carried(table: pa.Table, patterns: Sequence[str]) -> dict[str, pa.Array]:
         values = _numbers(table, name, pa.float64())
         wanted[name] = pc.if_else(pc.is_nan(values), None, values)
     return wanted
+
+
+def _wants(options: TokenizeOptions, name: str) -> bool:
+    """True for the columns that come along."""
+    return name in {KEY, RANK, options.domain_field, options.domain_field.split(".")[0]} or _named(name, options.carry)
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _numbers(table: pa.Table, name: str, kind: pa.DataType) -> pa.Array:

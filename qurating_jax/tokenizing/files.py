@@ -57,6 +57,23 @@ def spread(begins: Ints, sizes: Ints) -> Ints:
     return np.arange(total, dtype=np.int64) + np.repeat(begins - (ends - sizes), sizes)
 
 
+def runs(values: NDArray[Any], begins: Ints, sizes: Ints, length: int) -> NDArray[Any]:
+    """An array that holds `values[i]` from `begins[i]` for `sizes[i]` places, and zeros between such runs.
+
+    Args:
+        values: [n].
+        begins: int64 [n], ascending; no run reaches into the next.
+        sizes: int64 [n].
+        length: of the array; no run reaches beyond.
+
+    Returns:
+        [length], of the type of `values`.
+    """
+    gaps = np.append(begins, length) - np.append(0, begins + sizes)
+    counts = np.append(np.column_stack([gaps[:-1], sizes]).ravel(), gaps[-1])
+    return np.repeat(np.append(np.column_stack([np.zeros_like(values), values]).ravel(), values.dtype.type(0)), counts)
+
+
 class FlatTokens:
     """The tokens of all parts as one long run, read in ranges; few files are open at a time."""
 

@@ -9,6 +9,7 @@ Memory while it is made: about 60 bytes per document. Disk: about 60 bytes per d
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from qurating_jax.data.parts import Parts
 from qurating_jax.data.tokens import TokenRowsWriter
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
@@ -110,24 +112,34 @@ def rows_writer(job: TokenizeJob, split: str, num_rows: int) -> TokenRowsWriter:
     )
 
 
-def make_index(job: TokenizeJob, num_parts: int) -> None:
+def make_index(job: TokenizeJob, parts: Parts) -> None:
     """Makes the index of the encoded parts and the empty arrays of the splits.
 
     Raises:
-        UserError: there is nothing to write, or documents of the selection are missing.
+        UserError: there is nothing to write, or documents of the selection are missing; or the disk is full.
     """
     directory = job.work_path("index")
-    scratch = f"{directory}.tmp"  # under a claim, so nobody else makes it
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.makedirs(scratch)
-    gathered = _gather(job, num_parts, scratch)
+    scratch = f"{directory}.tmp-{secrets.token_hex(8)}"  # without claims several workers may be here
+    try:
+        os.makedirs(scratch)
+        _make_index(job, parts, scratch)
+        os.rename(scratch, directory)
+    except OSError as error:
+        if not os.path.exists(storage.join(directory, SUMMARY)):
+            raise UserError(f"{directory}: cannot be written ({error.strerror}); run again when it can") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_index(job: TokenizeJob, parts: Parts, scratch: str) -> None:
+    gathered = _gather(job, parts, scratch)
     kept, counts = _kept(job, gathered)
     splits = {}
     for name in job.splits:
         inside = kept if len(job.splits) == 1 else kept[gathered.validation[kept] == (name == VALIDATION)]
         splits[name] = _make_split(job, gathered, inside, storage.join(scratch, name))
     if not splits[TRAINING]["rows"]:
-        raise _nothing(job, counts)
+        raise _nothing(job, splits[TRAINING]["document_tokens"], counts["document_tokens"])
     counts["largest_id"] = int(gathered.largest[kept].max(initial=0))
     if job.options.closes_documents:
         counts["largest_id"] = max(counts["largest_id"], job.tokenizer.eos_id or 0)
@@ -135,15 +147,14 @@ def make_index(job: TokenizeJob, num_parts: int) -> None:
         rows_writer(job, name, split["rows"])
     summary = {"domains": gathered.domains, "numbers": gathered.numbers, "counts": counts, "splits": splits}
     storage.write_json(storage.join(scratch, SUMMARY), summary)
-    os.rename(scratch, directory)
 
 
-def _nothing(job: TokenizeJob, counts: dict[str, Any]) -> UserError:
-    if counts["document_tokens"] and job.options.layout == "segments":
+def _nothing(job: TokenizeJob, training_tokens: int, tokens: int) -> UserError:
+    if training_tokens:
         return UserError(
             f"no document fills a window of at least {job.options.min_tail_tokens} tokens; lower --min_tail_tokens"
         )
-    if counts["document_tokens"]:
+    if tokens:
         return UserError("every document is in the validation split; lower --validation_fraction")
     return UserError("no text in the input; there is nothing to tokenize")
 
@@ -161,7 +172,7 @@ class _Gathered:
     rejected: int
 
 
-def _gather(job: TokenizeJob, num_parts: int, scratch: str) -> _Gathered:
+def _gather(job: TokenizeJob, parts: Parts, scratch: str) -> _Gathered:
     """Reads the documents of all parts, in order, into the files of the index."""
     lengths, largest = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     validation, ranks, part_tokens = [np.zeros(0, bool)], [np.zeros(0, np.int64)], [0]
@@ -178,8 +189,13 @@ def _gather(job: TokenizeJob, num_parts: int, scratch: str) -> _Gathered:
         ids, id_ends, codes = create("ids"), create("id_ends"), create("domain")
         id_ends.write(np.zeros(1, np.int64).data)
         numbers = _Numbers(create)
-        for part in range(num_parts):
+        for part in range(len(parts)):
             table, carried, counts = read_encoded(job.encoded_path(part))
+            if tuple(counts["rows"]) != parts.span(part):
+                raise UserError(
+                    f"{job.encoded_path(part)}: holds rows of another cut of the input (two commands began with other "
+                    "--rows_per_part or --bytes_per_part); start again with --overwrite"
+                )
             lengths.append(table["num_tokens"].to_numpy())
             largest.append(table["largest_id"].to_numpy())
             if "validation" in table.column_names:

@@ -64,6 +64,7 @@ class TokenizeJob:
         open_selection: opens the selection in every process (a function of a module, or a `functools.partial` of one);
             None: all documents.
         verify: raises where the directory has been given to another run; called before every commit.
+        loaded: the tokenizer, where this process has it already; it is not sent to others.
     """
 
     output: str
@@ -76,6 +77,7 @@ class TokenizeJob:
     num_workers: int = 1
     open_selection: Callable[[], Selection] | None = None
     verify: Callable[[], None] = _no_check
+    loaded: TextTokenizer | None = None
 
     def path(self, *parts: str) -> str:
         """A path inside the output directory."""
@@ -98,8 +100,11 @@ class TokenizeJob:
         return self.work_path("rejected", f"part-{number:05d}.jsonl")
 
     def pieces_path(self, split: str, number: int) -> str:
-        """The pieces of a shard's rows: the last file of a written shard."""
-        return self.work_path(split, f"rows-{number:05d}.parquet")
+        """The pieces of a shard's rows: the last file of a written shard.
+
+        It lies in the output: where the shard is taken away (--overwrite), so is what says that it is written.
+        """
+        return self.path(WORK, split, f"rows-{number:05d}.parquet")
 
     def split_path(self, split: str, *parts: str) -> str:
         """A path in the output of a split: training rows lie in the directory itself."""
@@ -130,7 +135,7 @@ class TokenizeJob:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer, loaded once in every process."""
-        return load_tokenizer(self.tokenizer_path)
+        return self.loaded or load_tokenizer(self.tokenizer_path)
 
     @property
     def token_type(self) -> np.dtype[Any]:
@@ -142,4 +147,5 @@ class TokenizeJob:
         return dataclasses.replace(self, open_selection=open_selection)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("tokenizer", "layout")}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("tokenizer", "layout")}
+        return kept | {"loaded": None}

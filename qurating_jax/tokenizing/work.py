@@ -31,7 +31,7 @@ from qurating_jax.runtime.processes import Crew, crew
 from qurating_jax.runtime.progress import progress
 from qurating_jax.tokenizing.encoding import PartEncoder
 from qurating_jax.tokenizing.index import SUMMARY, Index, make_index
-from qurating_jax.tokenizing.job import TRAINING, TokenizeJob
+from qurating_jax.tokenizing.job import TRAINING, WORK, TokenizeJob
 from qurating_jax.tokenizing.megatron import IDX, write_megatron
 from qurating_jax.tokenizing.writing import SplitWriter, merge_pieces
 
@@ -43,11 +43,13 @@ Task = tuple[str, int]  # step and number: `encode`, `megatron`, or the name of 
 log = logging.getLogger(__name__)
 
 
-def tokenize(job: TokenizeJob) -> dict[str, Any] | None:
-    """Does what nobody has done yet; whoever does the last piece merges the tables.
+def tokenize(job: TokenizeJob, finish: Callable[[dict[str, Any]], None]) -> None:
+    """Does what nobody has done yet; whoever does the last piece merges the tables and finishes the run.
 
-    Returns:
-        The counts once everything is there, None where other workers still have to do theirs.
+    Args:
+        job: the run.
+        finish: called with the counts once everything is there, by one worker (without claims, perhaps by several);
+            it writes the manifest.
 
     Raises:
         UserError: see `encoding.PartEncoder` and `index.make_index`; or the place cannot be written.
@@ -58,18 +60,22 @@ def tokenize(job: TokenizeJob) -> dict[str, Any] | None:
         raise UserError("no documents in the input; there is nothing to tokenize")
     with contextlib.closing(_Worker(job)) as own, crew(_worker_of(job, own), job.num_workers) as workers:
         if not _encode_all(job, parts, claims, workers):
-            return None
+            return
         index = _index(job, parts, claims)
         if not _write_all(job, index, workers):
-            return None
-    return _conclude(job, parts, index, claims)
+            return
+    _conclude(job, parts, index, claims, finish)
 
 
 def clear(job: TokenizeJob) -> None:
     """Removes the working files of a finished run; several workers may do so at the same time."""
-    with contextlib.suppress(OSError):
-        storage.remove_tree(job.work_path())
+    for directory in {job.work_path(), job.path(WORK)}:
+        with contextlib.suppress(OSError):
+            storage.remove_tree(directory)
     Claims(job.base).remove()
+    if job.base != job.output:
+        with contextlib.suppress(OSError):
+            os.rmdir(job.base)
 
 
 # ---- what is done once
@@ -108,7 +114,7 @@ def _index(job: TokenizeJob, parts: Parts, claims: Claims | None) -> Index:
         if not storage.exists(job.work_path("index", SUMMARY)):
             log.info("tokenize: laying out the documents")
             job.verify()
-            make_index(job, len(parts))
+            make_index(job, parts)
     index = Index(job)
     for name, counts in index.summary["splits"].items():
         places = counts["rows"] * job.options.sequence_tokens
@@ -121,24 +127,28 @@ def _index(job: TokenizeJob, parts: Parts, claims: Claims | None) -> Index:
     return index
 
 
-def _conclude(job: TokenizeJob, parts: Parts, index: Index, claims: Claims | None) -> dict[str, Any] | None:
-    """Merges the tables of pieces and the lists of rejected rows; None where another worker is doing it."""
+def _conclude(
+    job: TokenizeJob, parts: Parts, index: Index, claims: Claims | None, finish: Callable[[dict[str, Any]], None]
+) -> None:
+    """Merges the tables of pieces and the lists of rejected rows, and finishes, unless another worker does."""
     with contextlib.ExitStack() as stack:
         if claims is not None and not stack.enter_context(claims.take("finish")):
             log.info("tokenize: another worker merges the tables and finishes the run")
-            return None
+            return
+        if _finished(job):  # its working files are being removed: a list made of what is left would replace a whole one
+            return
         job.verify()
         for name in job.splits:
             merge_pieces(job, name, index.writer(name).num_shards)
-        _merge_rejected(job, parts)
-    return _counts(job, index)
+        _merge_rejected(job, parts, index.summary["counts"]["rejected"])
+        finish(_counts(job, index))
 
 
-def _merge_rejected(job: TokenizeJob, parts: Parts) -> None:
+def _merge_rejected(job: TokenizeJob, parts: Parts, expected: int) -> None:
     """Makes one list of the parts' lists, by file and line: within a part reasons of one kind come together."""
-    paths = [path for path in map(job.rejected_path, range(len(parts))) if os.path.exists(path)]
-    if not paths:
+    if not expected:
         return
+    paths = [path for path in map(job.rejected_path, range(len(parts))) if os.path.exists(path)]
     places = {file: place for place, file in enumerate(job.files)}
     with storage.atomic_write(job.path(REJECTED)) as merged:
         for path in paths:
@@ -146,6 +156,9 @@ def _merge_rejected(job: TokenizeJob, parts: Parts) -> None:
                 rows = [(json.loads(line), line) for line in stream]
             rows.sort(key=lambda row: (places[row[0]["file"]], row[0]["line"]))
             merged.writelines(line for _, line in rows)
+            expected -= len(rows)
+        if expected:
+            raise UserError(f"{job.work_path('rejected')}: lists of rejected rows are missing; use --overwrite")
 
 
 def _counts(job: TokenizeJob, index: Index) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from qurating_jax.data.document_writers import write_table
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.tokenizing.encoding import PIECE_COLUMNS
-from qurating_jax.tokenizing.files import FlatTokens, spread
+from qurating_jax.tokenizing.files import FlatTokens, runs
 from qurating_jax.tokenizing.index import Index, Split
 from qurating_jax.tokenizing.job import TokenizeJob
 from qurating_jax.tokenizing.layouts import Pieces
@@ -50,11 +50,10 @@ class SplitWriter:
         places = (pieces.row - first) * size + pieces.start
         tokens = np.zeros((stop - first) * size, self._job.token_type)
         put_tokens(tokens, places, pieces, self._split, self._flat, self._eos)
-        segment_ids = np.zeros((stop - first) * size, np.int32)
         new_row = np.append(True, pieces.row[1:] != pieces.row[:-1])
         before = np.maximum.accumulate(np.where(new_row, np.arange(len(new_row)), 0))
-        segments = np.arange(len(new_row)) - before + 1
-        segment_ids[spread(places, pieces.num_tokens)] = np.repeat(segments, pieces.num_tokens)
+        segments = (np.arange(len(new_row)) - before + 1).astype(np.int32)
+        segment_ids = runs(segments, places, pieces.num_tokens, len(tokens))
         return tokens.reshape(-1, size), segment_ids.reshape(-1, size)
 
     @property
@@ -81,7 +80,7 @@ def put_tokens(
 
     Args:
         out: [N].
-        places: of the pieces' first tokens in it, int64 [p].
+        places: of the pieces' first tokens in it, int64 [p], ascending.
         pieces: p pieces.
         split: the documents.
         flat: their tokens.
@@ -92,12 +91,14 @@ def put_tokens(
         closed = pieces.offset + sizes == split.lengths[document]
         sizes = sizes - closed
         out[(places + sizes)[closed]] = eos
-    out[spread(places, sizes)] = flat.read(split.begins[document] + pieces.offset, sizes)
+    out[runs(np.ones(len(sizes), bool), places, sizes, len(out))] = flat.read(
+        split.begins[document] + pieces.offset, sizes
+    )
 
 
 def merge_pieces(job: TokenizeJob, split: str, num_shards: int) -> None:
     """Makes one `rows.parquet` of the pieces of all shards."""
-    schema = PIECE_SCHEMA if not num_shards else pq.read_schema(job.pieces_path(split, 0))
+    schema = PIECE_SCHEMA if not num_shards else _read_pieces(job, split, 0).schema
     path = job.split_path(split, "rows.parquet")
     with storage.atomic_write(path) as stream, pq.ParquetWriter(
         stream, schema, compression="zstd", compression_level=3, write_page_checksum=True
@@ -115,15 +116,19 @@ PIECE_SCHEMA = pa.schema(
 def _groups(job: TokenizeJob, split: str, num_shards: int) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for number in range(num_shards):
-        path = job.pieces_path(split, number)
-        try:
-            held.append(pq.read_table(path, page_checksum_verification=True))
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({' '.join(str(error).split())}); remove it and run again"
-            ) from None
+        held.append(_read_pieces(job, split, number))
         if sum(map(len, held)) >= _PIECES_PER_GROUP:
             yield pa.concat_tables(held)
             held = []
     if held:
         yield pa.concat_tables(held)
+
+
+def _read_pieces(job: TokenizeJob, split: str, number: int) -> pa.Table:
+    path = job.pieces_path(split, number)
+    with storage.open_read(path) as stream:
+        try:
+            return pq.read_table(stream, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: cannot be read ({reason}); remove it and run again") from None

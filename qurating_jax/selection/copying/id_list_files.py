@@ -6,6 +6,7 @@ and 4 for the domain. While they are made, memory holds 24 bytes per document.
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -112,22 +113,30 @@ def open_id_list(place: str, directory: str) -> IdList:
 
 
 def _make(path: str, directory: str) -> None:
-    scratch = f"{directory}.tmp-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.makedirs(scratch)
+    scratch = f"{directory}.tmp-{secrets.token_hex(8)}"
+    try:
+        os.makedirs(scratch)
+        summary = _write_list(path, scratch)
+        storage.write_json(storage.join(scratch, _SUMMARY), summary)
+        os.rename(scratch, directory)
+    except OSError as error:
+        if not os.path.exists(storage.join(directory, _SUMMARY)):  # else another process was faster
+            raise UserError(f"{directory}: cannot be written ({error.strerror}); run again when it can") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_list(path: str, scratch: str) -> dict[str, Any]:
     with storage.open_read(path) as stream:
         try:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-            summary = {"order": order_of(file.schema_arrow), "domains": _write_columns(file, scratch)}
-        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            return {"order": order_of(file.schema_arrow), "domains": _write_columns(file, scratch)}
+        except (pa.ArrowException, KeyError, ValueError) as error:
             raise not_a_list(path, error) from None
-    storage.write_json(storage.join(scratch, _SUMMARY), summary)
-    try:
-        os.rename(scratch, directory)
-    except OSError:  # another process was faster
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not os.path.exists(storage.join(directory, _SUMMARY)):
-            raise
+        except OSError as error:
+            if error.errno is not None:  # of the disk; Arrow's, of a damaged list, has no number
+                raise
+            raise not_a_list(path, error) from None
 
 
 def _write_columns(file: pq.ParquetFile, directory: str) -> list[str]:
