@@ -328,8 +328,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     except OSError as error:
         raise UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}): another run, or a second process 0, may have "
-            "it; choose another port in distributed.coordinator"
+            f"process 0 cannot listen on port {port} ({os.strerror(error.errno or 0)}): another run, or a second "
+            "process 0, may have it; choose another port in distributed.coordinator"
         ) from None
 
 

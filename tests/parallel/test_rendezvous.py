@@ -112,7 +112,7 @@ def test_processes_that_count_differently(port):
 def test_a_port_in_use(port):
     with socket.create_server(("127.0.0.1", port)):
         (error,) = gather(port, (0, 2))
-    assert f"process 0 cannot listen on port {port}" in error
+    assert f"process 0 cannot listen on port {port} (Address already in use): another run" in error
     assert "choose another port" in error
 
 
