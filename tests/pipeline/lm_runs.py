@@ -56,7 +56,7 @@ def start(argv, *, devices=1, wrapper=None, setup=None):
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     return subprocess.Popen(
         [sys.executable, *program, *map(str, argv)],
