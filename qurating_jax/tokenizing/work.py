@@ -10,8 +10,8 @@ on the cut into parts, on who did what, or on what was killed meanwhile: documen
 input or of the selection, and every shard is a function of the index.
 
 Memory of a process: a part (`bytes_per_part`, several times over while it is parsed), then a shard of rows; the index
-is mapped. The process that makes the index holds about 60 bytes per document for that time. Disk: the working files
-hold the tokens once more, 2 or 4 bytes each, and about 60 bytes per document.
+is mapped. The process that makes the index holds about 130 bytes per document for that time. Disk: the working files
+hold the tokens once more, 2 or 4 bytes each, and about 60 bytes and the id per document.
 """
 
 import contextlib
@@ -54,6 +54,18 @@ def tokenize(job: TokenizeJob, finish: Callable[[dict[str, Any]], None]) -> None
     Raises:
         UserError: see `encoding.PartEncoder` and `index.make_index`; or the place cannot be written.
     """
+    try:
+        _tokenize(job, finish)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A write that failed half-way does not say where.
+        places = job.output if job.base == job.output else f"{job.output} or {job.base}"
+        reason = f"cannot be written ({error.strerror}); make room and run the same command again, which goes on here"
+        raise UserError(f"{places}: {reason}") from None
+
+
+def _tokenize(job: TokenizeJob, finish: Callable[[dict[str, Any]], None]) -> None:
     claims = claims_on(job.base)
     parts = _plan(job, claims)
     if not len(parts):

@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -64,10 +66,12 @@ def arguments(root, output, *more):
     ]  # fmt: skip
 
 
-def start(root, output, *more, slow="0", kill=""):
+def start(root, output, *more, slow="0", kill="", hook=None):
     environment = os.environ | {"PYTHONPATH": f"{root / 'custom'}:{REPOSITORY}", "TEST_SLOW": slow, "TEST_KILL": kill}
     argv = [sys.executable, "-m", "qurating_jax", *arguments(root, output, *more)]
-    return subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        argv, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=hook
+    )
 
 
 def finish(process):
@@ -105,6 +109,20 @@ def test_killed_at_every_few_commits(places, when):
         codes.append(code)
     assert 3 <= len(codes) < 20
     assert_whole(places, when)
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(places):
+    """Files that may not grow fail as those of a full disk do: first flat tokens, then shards, then the export."""
+    for limit in (5_000, 100_000, 180_000):
+        hook = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+        code, error = finish(start(places, "full", "--num_workers", "1", hook=hook))
+        assert code == 1, (limit, error)
+        (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert str(places / "full") in line
+        assert "File too large" in line
+    code, error = finish(start(places, "full", "--num_workers", "1"))
+    assert code == 0, error
+    assert_whole(places, "full")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,5 +1,6 @@
 """tokenize as a stage: every token is accounted for, and the files do not depend on how the work was shared."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -312,6 +313,11 @@ def test_a_tokenizer_without_end_of_text(tmp_path, tokenizer, corpus):
         ([{"id": "a", "text": ""}], {}, "no text in the input"),
         ([{"id": "a", "text": "cat"}], {"layout": "segments"}, "no document fills a window of at least 4 tokens"),
         ([{"id": "a", "text": None}], {}, r"in\.jsonl, line 1: no text in `text`"),
+        (
+            [{"id": "a", "text": "b"}],
+            {"layout": "segments", "validation_fraction": 1 - 1e-9},
+            "every document is in the",
+        ),
         ([{"id": "a", "text": "b", "x_average": "no"}], {}, "`x_average` is of type string, not numbers"),
         ([{"id": "a", "text": "b", "row": 1}], {"carry": ("row",)}, "`row` cannot be carried"),
         ([{"id": "a", "text": "b", "domain": [1]}], {}, "`domain` is of type list"),
@@ -378,6 +384,55 @@ def test_a_remote_output_is_written_by_way_of_a_local_directory(tmp_path, tokeni
         with storage.open_read(f"memory://tokens-of-a-test/out/{name}") as stream:
             assert stream.read() == (tmp_path / "local" / name).read_bytes()
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@contextlib.contextmanager
+def ended_at(number):
+    """The run in the block ends, as by a kill, before it writes this shard."""
+    write = work.SplitWriter.write
+
+    def write_or_end(self, shard):
+        if shard == number:
+            raise KeyboardInterrupt
+        write(self, shard)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work.SplitWriter, "write", write_or_end)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_runs_that_share_a_work_directory_do_not_mix(tmp_path, tokenizer, corpus):
+    other = write_lines(tmp_path / "other.jsonl", [{"id": f"{n}", "text": "other cat " * n} for n in range(90)])
+    shared = {"on_bad_row": "skip", "work": str(tmp_path / "work")}
+    with ended_at(0):
+        run(tmp_path / "first", corpus, tokenizer, **shared)
+    run(tmp_path / "second", other, tokenizer, **shared)
+    run(tmp_path / "alone", other, tokenizer)
+    for one, two in zip(read(tmp_path / "second"), read(tmp_path / "alone"), strict=True):
+        assert (one == two).all() if isinstance(one, np.ndarray) else one.equals(two)
+
+
+def test_overwriting_a_run_whose_work_lies_elsewhere_writes_all_its_shards(tmp_path, tokenizer, corpus, monkeypatch):
+    monkeypatch.setattr(tokens, "_ROWS_PER_SHARD", 64)
+    shared = {"on_bad_row": "skip", "work": str(tmp_path / "work")}
+    run(tmp_path / "whole", corpus, tokenizer, on_bad_row="skip")
+    with ended_at(2):
+        run(tmp_path / "out", corpus, tokenizer, **shared)
+    run(tmp_path / "out", corpus, tokenizer, overwrite=True, **shared)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_parts_of_another_cut_are_refused(tmp_path, tokenizer, corpus):
+    """As two commands leave them that cannot see each other's claims."""
+    with ended_at(0):
+        run(tmp_path / "out", corpus, tokenizer, on_bad_row="skip")
+    documents = tmp_path / "out" / "work" / "documents"
+    (documents / "part-00001.parquet").write_bytes((documents / "part-00002.parquet").read_bytes())
+    (tmp_path / "out" / "work" / "index").rename(tmp_path / "index")
+    with pytest.raises(UserError, match="another cut of the input"):
+        run(tmp_path / "out", corpus, tokenizer, on_bad_row="skip")
 
 
 def test_a_damaged_working_file_is_named(tmp_path, tokenizer, corpus, monkeypatch):
