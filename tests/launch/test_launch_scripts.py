@@ -27,7 +27,11 @@ RUNS = {
     "tpu_delete": ("tpu_pod.sh", ["delete"], POD),
     "gke_cluster": ("gke_xpk.sh", ["cluster"], GKE),
     "gke_image": ("gke_xpk.sh", ["image"], GKE),
-    "gke_run": ("gke_xpk.sh", ["run", *STAGE], GKE | {"OUTPUT": "/mnt/runs/lm-7", "STORAGE": "runs", "NUM_SLICES": "2"}),
+    "gke_run": (
+        "gke_xpk.sh",
+        ["run", *STAGE],
+        GKE | {"OUTPUT": "/mnt/runs/lm-7", "STORAGE": "runs", "NUM_SLICES": "2"},
+    ),
     "gke_follow": ("gke_xpk.sh", ["follow"], GKE),
     "gke_delete": ("gke_xpk.sh", ["delete"], GKE),
     "gke_delete_cluster": ("gke_xpk.sh", ["delete-cluster"], GKE),
