@@ -45,6 +45,7 @@ def open_run(
 
     Where a stage runs as several processes (`distributed`, already initialised), process 0 alone claims and writes;
     the others wait for its answer, and write nothing here but logs of their own. They learn how the block ended.
+    Processes that know each other and work each by itself (no `distributed` here) do not end at an error of one.
     """
     require(config, "output")
     if config.seed < 0:
@@ -59,7 +60,8 @@ def open_run(
                 storage.write_text(run.path("config.yaml"), yaml.safe_dump(configs.resolved(config), sort_keys=False))
             yield run
     except BaseException as error:
-        rendezvous.report(done=False, reason=" ".join(str(error).split()), exit_code=exit_code_of(error))
+        reason = " ".join(str(error).split())
+        rendezvous.report(done=distributed is None, reason=reason, exit_code=exit_code_of(error))
         raise
     rendezvous.report(done=True)
 

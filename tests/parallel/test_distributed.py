@@ -227,3 +227,11 @@ def test_processes_with_other_options_stop_before_the_work(tmp_path):
     assert "process 0's options and inputs: another one differs, see its log" in results[0][1]
     assert "process 1 differs (config.seed was 0, now 1); start the same command on all" in results[1][1]
     assert list((tmp_path / "out").iterdir()) == []  # as if it had not been
+
+
+def test_processes_that_work_by_themselves_outlive_an_error_of_one(tmp_path):
+    port = free_port()
+    processes = [start_script("shares", port, number, tmp_path / "out") for number in (0, 1)]
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [0, 1], results
+    assert (tmp_path / "out-0" / "manifest.json").exists()

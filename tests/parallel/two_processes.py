@@ -41,6 +41,9 @@ def main() -> None:
         together(*places)
     elif what == "barrier":
         barrier()
+    elif what == "shares":
+        shares(*places)
+        return
     elif what.startswith("stage"):
         stage(what, *places)
         return
@@ -60,6 +63,15 @@ def stage(what: str, output: str) -> None:
         if what == "stage-interrupted" and distributed.process_index() == 1:
             raise KeyboardInterrupt
         distributed.any_process(False)
+        manifest.finish(run, {})
+
+
+def shares(output: str) -> None:
+    """Each works by itself; the work of process 0 outlasts the grace."""
+    with open_run(StageConfig(output=f"{output}-{distributed.process_index()}"), "test", {}) as run:
+        if distributed.process_index() == 1:
+            raise UserError("no shard 7 on this host")
+        time.sleep(4)
         manifest.finish(run, {})
 
 
