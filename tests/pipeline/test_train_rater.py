@@ -30,8 +30,9 @@ ARCHITECTURE = [
 ]
 WORDS = ["the", "mat", "sat", "on", "a", "and"]
 FLOAT32 = 2e-5
+MEASURED = {"tokens_per_second", "peak_rss_bytes"}  # of the machine and the moment, not of the run
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick", "one_device")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,13 @@ def quick():
         patch.setattr(train_rater, "_VALIDATION_TOKENS", 2048)  # a batch for millions would be mostly padding
         yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Eight devices of two cores take most of their time to meet; the run of `plain` is on all of them."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: first)
 
 
 def text_of(generator, number, num_words=4):
@@ -100,7 +108,7 @@ def run_here(*argv):
 
 def metrics(directory):
     found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in found]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in found]
 
 
 def evaluation(directory):
@@ -241,11 +249,12 @@ def test_sigterm_in_the_second_member_saves_and_the_same_command_finishes(places
     assert records[0]["determined"] == records[1]["determined"]
 
 
-# ---- in this process, on eight devices
+# ---- in this process
 
 
 @pytest.fixture(scope="module")
 def plain(places):
+    assert len(jax.devices()) == 8
     assert run_here(*argv_of(places, places / "plain")) == 0
     return places / "plain"
 
@@ -585,6 +594,7 @@ def check_one_line(error, message):
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_trained_is_one_line_before_any_training(bad, tmp_path, monkeypatch, capsys, what):
+    monkeypatch.undo()  # all eight devices
     monkeypatch.chdir(bad)
     more, message = REFUSED[what]
     argv = argv_of(bad, tmp_path / "out", judgments=None)
