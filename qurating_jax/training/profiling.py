@@ -30,8 +30,8 @@ class Profiler:
 
     def __init__(self, directory: str, planned: tuple[int, ...]) -> None:
         primary = distributed.is_primary()
-        own = [] if primary else [f"process-{distributed.process_index():05d}"]
-        self._directory = storage.join(directory, *own)
+        own = f"process-{distributed.process_index():05d}"
+        self._directory = directory if primary else storage.join(directory, own)
         self._local = self._directory  # what JAX writes into
         first, count = planned if planned and primary else (0, 0)
         self._planned = range(first, first + count)
