@@ -222,7 +222,9 @@ def test_an_object_store_has_shares_and_no_claims(tmp_path, options, whole):
         given = [*options[: options.index("--output")], "--output", place, "--shard", shard]
         assert command(["annotate", *given]) == 0
         assert store.exists(f"{place}/manifest.json") == finished
-    names = {name.rpartition("/")[2] for name in store.find(place)}
+    found = [name for name in store.find(place) if "/logs/" not in name]
+    assert len(found) == len(store.find(place)) - 2  # each share's log
+    names = {name.rpartition("/")[2] for name in found}
     assert names == set(whole[0])
     assert store.cat(f"{place}/rejected.jsonl") == whole[0]["rejected.jsonl"]
     for name in sorted(names):
