@@ -143,7 +143,7 @@ def _step(config: Config, setting: "Setting", ours: "Variant", other: Any) -> di
     for name, side in found["sides"].items():
         print(f"{name}: first loss {losses[name]:.5f}, {_line(side)}", flush=True)
     if other:
-        print(f"ours / torch, tokens per second: {found['ratio']}", flush=True)
+        print(f"ours / torch, tokens per second: {_shown(found['ratio'])}", flush=True)
     return found
 
 
@@ -157,8 +157,7 @@ def _choices(config: Config, trainer: "Trainer", ours: "Variant") -> dict[str, A
         measured = turns.in_turns({"ours": ours.side(), name: variant.side()}, config.rounds)
         found[name] = turns.summary(measured[name]) | _program(variant)
         found[name]["ratio"] = turns.ratios(measured[name], measured["ours"])
-        shown = ", ".join(f"{clock} {of['median_of_rounds']:.3f}" for clock, of in found[name]["ratio"].items())
-        print(f"{name} / ours: {shown}; {_line(found[name])}", flush=True)
+        print(f"{name} / ours: {_shown(found[name]['ratio'])}; {_line(found[name])}", flush=True)
     return found
 
 
@@ -185,3 +184,7 @@ def _line(side: dict[str, Any]) -> str:
         parts.append(f"{side['temporary_bytes'] / 1e9:.2f} GB beside the state")
         parts.append(f"compiled in {side['compile_seconds']:.0f} s")
     return ", ".join(parts)
+
+
+def _shown(ratio: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{clock} {of['of_medians']:.3f}" for clock, of in ratio.items()) + " (of medians)"
