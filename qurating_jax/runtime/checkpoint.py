@@ -31,7 +31,7 @@ class Checkpoints:
 
         The newest `keep` checkpoints stay, multiples of `keep_every` steps (0: none), and what `protect` names.
         """
-        logging.getLogger("absl").addFilter(_raised_anyway)
+        logging.getLogger("absl").addFilter(_worth_saying)
         self._directory, self._saving, self._failed = directory, 0, False
         self._preserve = _Preserve(keep, keep_every)
         options = ocp.CheckpointManagerOptions(
@@ -200,6 +200,7 @@ def restore_params(
 
 
 def _reader(directory: str) -> ocp.CheckpointManager:
+    logging.getLogger("absl").addFilter(_worth_saying)
     options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
     return ocp.CheckpointManager(_absolute(directory), options=options)
 
@@ -233,6 +234,8 @@ def _difference(stored: Any, wanted: Any, name: str = "") -> str:
     return "" if stored == wanted else f"{name.lstrip('.')} is {stored} there and {wanted} here"
 
 
-def _raised_anyway(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that Orbax logs of errors which it raises as well."""
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax logs of errors which it raises as well, and for its word on reading only."""
+    if "orbax" not in record.pathname:
+        return True
+    return record.levelno < logging.ERROR and "read only" not in record.getMessage()
