@@ -19,6 +19,8 @@ EXTRAS = {
     "report": "matplotlib",
     "datasets": "datasets",
     "ray": "ray",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
     "cuda": "jax_cuda13_plugin",
     "tpu": "libtpu",
 }

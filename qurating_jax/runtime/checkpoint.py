@@ -6,8 +6,11 @@ or the end of the `with` block, as one line; a directory is a checkpoint only on
 
 import contextlib
 import logging
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import fsspec
@@ -18,6 +21,7 @@ from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
+_print_uncaught = sys.excepthook
 
 
 class Checkpoints:
@@ -32,6 +36,7 @@ class Checkpoints:
         The newest `keep` checkpoints stay, multiples of `keep_every` steps (0: none), and what `protect` names.
         """
         logging.getLogger("absl").addFilter(_worth_saying)
+        sys.excepthook = _except_late_callbacks
         self._directory, self._saving, self._failed = directory, 0, False
         self._preserve = _Preserve(keep, keep_every)
         options = ocp.CheckpointManagerOptions(
@@ -239,3 +244,12 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     if "orbax" not in record.pathname:
         return True
     return record.levelno < logging.ERROR and "read only" not in record.getMessage()
+
+
+def _except_late_callbacks(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What prints an uncaught exception, but for those of TensorStore's threads after a failed save.
+
+    Each of its other writes still calls back into the event loop that Orbax has closed by then.
+    """
+    if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
+        _print_uncaught(kind, error, trace)

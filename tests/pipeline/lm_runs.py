@@ -50,7 +50,16 @@ def train_command(places, output, *more):
     ]  # fmt: skip
 
 
-def start(argv, *, devices=1, wrapper=None, setup=None):
+# A run that can write no file beyond so many bytes, as on a disk that fills up.
+LIMITED = """
+import resource, sys
+from qurating_jax.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start(argv, *, devices=1, wrapper=None):
     """`python -m qurating_jax ARGV` (or `wrapper`, a program that gets ARGV) with `devices` CPU devices."""
     program = ["-c", wrapper] if wrapper else ["-m", "qurating_jax"]
     environment = os.environ | {
@@ -60,7 +69,7 @@ def start(argv, *, devices=1, wrapper=None, setup=None):
     }
     return subprocess.Popen(
         [sys.executable, *program, *map(str, argv)],
-        env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=setup,
+        env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

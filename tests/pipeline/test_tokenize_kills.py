@@ -4,16 +4,15 @@ import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 import tiny_hf as tiny
+from lm_runs import LIMITED
 
 from qurating_jax import __main__ as command
 from qurating_jax.runtime import manifest
@@ -66,12 +65,11 @@ def arguments(root, output, *more):
     ]  # fmt: skip
 
 
-def start(root, output, *more, slow="0", kill="", hook=None):
+def start(root, output, *more, slow="0", kill="", limit=None):
     environment = os.environ | {"PYTHONPATH": f"{root / 'custom'}:{REPOSITORY}", "TEST_SLOW": slow, "TEST_KILL": kill}
-    argv = [sys.executable, "-m", "qurating_jax", *arguments(root, output, *more)]
-    return subprocess.Popen(
-        argv, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=hook
-    )
+    program = ["-m", "qurating_jax"] if limit is None else ["-c", LIMITED, str(limit)]
+    argv = [sys.executable, *program, *arguments(root, output, *more)]
+    return subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process):
@@ -114,8 +112,7 @@ def test_killed_at_every_few_commits(places, when):
 def test_a_full_disk_is_named_and_the_same_command_goes_on(places):
     """Files that may not grow fail as those of a full disk do: first flat tokens, then shards, then the export."""
     for limit in (5_000, 100_000, 180_000):
-        hook = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-        code, error = finish(start(places, "full", "--num_workers", "1", hook=hook))
+        code, error = finish(start(places, "full", "--num_workers", "1", limit=limit))
         assert code == 1, (limit, error)
         (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
         assert str(places / "full") in line

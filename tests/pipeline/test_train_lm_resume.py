@@ -3,14 +3,13 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import time
 
 import lm_runs
 import pytest
-from lm_runs import BATCH, STEPS, assert_same_run, finish, lines_of, signal_at_step, start, train_command
+from lm_runs import BATCH, LIMITED, STEPS, assert_same_run, finish, lines_of, signal_at_step, start, train_command
 
 from qurating_jax.runtime import manifest
 
@@ -76,7 +75,7 @@ def test_a_full_disk_during_a_checkpoint(places, whole):
     assert finish(process)[0] == [130]
     saved = max(map(int, os.listdir(places / "full" / "checkpoints")))
     assert 25 <= saved < 40
-    limited = start(argv, setup=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)))
+    limited = start([40_000, *argv], wrapper=LIMITED)
     codes, errors = finish(limited)
     assert codes == [1], errors
     last = errors[0].splitlines()[-1]
