@@ -7,10 +7,9 @@ or the end of the `with` block, as one line; a directory is a checkpoint only on
 import contextlib
 import logging
 import sys
-import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import fsspec
@@ -21,7 +20,7 @@ from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-_print_uncaught = sys.excepthook
+_print_unraisable = sys.unraisablehook
 
 
 class Checkpoints:
@@ -36,7 +35,7 @@ class Checkpoints:
         The newest `keep` checkpoints stay, multiples of `keep_every` steps (0: none), and what `protect` names.
         """
         logging.getLogger("absl").addFilter(_worth_saying)
-        sys.excepthook = _except_late_callbacks
+        sys.unraisablehook = _except_late_callbacks
         self._directory, self._saving, self._failed = directory, 0, False
         self._preserve = _Preserve(keep, keep_every)
         options = ocp.CheckpointManagerOptions(
@@ -136,6 +135,7 @@ class Checkpoints:
 
     def _failure(self, error: Exception) -> UserError:
         step, self._saving, self._failed = self._saving, 0, True
+        _hush_what_is_left()
         # From the disk: the manager has already struck off what the failed save was to push out.
         on_disk = ocp.utils.checkpoint_steps(_absolute(self._directory))
         good = max((saved for saved in on_disk if saved != step), default=None)
@@ -246,10 +246,20 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR and "read only" not in record.getMessage()
 
 
-def _except_late_callbacks(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What prints an uncaught exception, but for those of TensorStore's threads after a failed save.
+def _except_late_callbacks(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints an exception that nobody can catch, but for those of TensorStore's threads after a failed save.
 
     Each of its other writes still calls back into the event loop that Orbax has closed by then.
     """
-    if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
-        _print_uncaught(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _print_unraisable(unraisable)
+
+
+def _hush_what_is_left() -> None:
+    """After a failed save: what Orbax left in its event loop says so once more when the process ends."""
+    logging.getLogger("asyncio").addFilter(_retrieved)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _retrieved(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()
