@@ -152,6 +152,7 @@ def _conclude(
         job.verify()
         for name in job.splits:
             merge_pieces(job, name, index.writer(name).num_shards)
+            storage.remove_temporaries(job.split_path(name))  # of killed workers; all pieces are done
         _merge_rejected(job, parts, index.summary["counts"]["rejected"])
         finish(_counts(job, index))
 
