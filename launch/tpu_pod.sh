@@ -16,7 +16,7 @@ action=${1:-} && shift $(($# > 0))
 TPU_TYPE=${TPU_TYPE:-v5litepod-16}      # v4-32, v5litepod-16, v5p-32, v6e-16, ...
 CAPACITY=${CAPACITY---spot}             # --spot, --reserved, --guaranteed, or empty: on demand
 SETUP=${SETUP:-true}                    # a command for every host, before the installation: a mount
-LOGS=${LOGS:-logs/$TPU_NAME}             # on this machine: one file for each host
+LOGS=${LOGS:-logs/$TPU_NAME}             # on this machine: one file for each host, and the checkout
 WAIT_SECONDS=${WAIT_SECONDS:-60}        # between two looks at the queue
 MAX_WAITS=${MAX_WAITS:-1440}            # how often to look before giving up: a day
 MAX_ATTEMPTS=${MAX_ATTEMPTS:-20}        # how many slices babysit may use up
@@ -43,8 +43,8 @@ create() {
   echo "error: $TPU_NAME is $now after $waits waits of $WAIT_SECONDS s" >&2 && return 1
 }
 setup() { # the images have Python 3.10: uv fetches a newer one
-  local archive=/tmp/qurating-$TPU_NAME.tar.gz unpack='mkdir -p qurating && tar -xzf qurating.tar.gz -C qurating'
-  run git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD &&
+  local archive=$LOGS/checkout.tar.gz unpack='mkdir -p qurating && tar -xzf qurating.tar.gz -C qurating'
+  run mkdir -p "$LOGS" && run git "--git-dir=$here/../.git" archive --format=tar.gz "--output=$archive" HEAD &&
     run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:qurating.tar.gz" "--zone=$ZONE" --worker=all &&
     run "${on_all[@]}" "--command=$SETUP && $unpack && python3 -m pip install --quiet --user uv && $path && \
 bash qurating/launch/setup.sh tpu,gcs"
