@@ -55,6 +55,35 @@ class Crew(Generic[T, R]):
             for future in running:
                 future.cancel()
 
+    def work_shared(self: "Crew[T, bool]", items: Sequence[T], on_done: Callable[[T], None]) -> list[T]:
+        """Does the items that nobody else is doing; other runs of the same work may claim some of them.
+
+        What others had is looked at again as long as there is something to do here: they may have died.
+
+        Args:
+            items: hashable; a worker returns False for one that another process is doing.
+            on_done: called with each item that is done.
+
+        Returns:
+            The items that others are doing. Errors as of `work`.
+        """
+        left = list(items)
+        while left:
+            passed: list[T] = []
+
+            def sort_out(item: T, done: bool, passed: list[T] = passed) -> None:
+                if done:
+                    on_done(item)
+                else:
+                    passed.append(item)
+
+            self.work(left, sort_out)
+            if len(passed) == len(left):
+                break
+            others = set(passed)
+            left = [item for item in left if item in others]
+        return left
+
 
 @contextlib.contextmanager
 def crew(make_worker: Callable[[], Callable[[T], R]], num_workers: int) -> Iterator[Crew[T, R]]:

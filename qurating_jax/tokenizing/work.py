@@ -248,21 +248,7 @@ def _do_all(
     left = [task for task in tasks if not _is_done(job, task)]
     total = sum(map(count, tasks))
     with progress(title, total, unit, start=total - sum(map(count, left))) as advance:
-        while left:
-            passed: list[Task] = []
-
-            def on_done(task: Task, done: bool, passed: list[Task] = passed) -> None:
-                if done:
-                    advance(count(task))
-                else:
-                    passed.append(task)
-
-            workers.work(left, on_done)
-            # What others had is looked at again, as long as there is something to do: they may have died.
-            if len(passed) == len(left):
-                break
-            left = sorted(passed)
-    return left
+        return workers.work_shared(left, lambda task: advance(count(task)))
 
 
 def _is_done(job: TokenizeJob, task: Task) -> bool:

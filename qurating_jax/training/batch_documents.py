@@ -53,7 +53,7 @@ class BatchDocuments:
         """Row -> ids of the documents that have tokens in it."""
         wanted = pa.array(np.unique(rows))
         found: dict[int, list[Any]] = {}
-        with storage.open_read(storage.join(self._sets.directories[number], "rows.parquet")) as stream:
+        with storage.open_read(self._sets.pieces_path(number)) as stream:
             for batch in pq.ParquetFile(stream).iter_batches(columns=["row", "id"]):
                 inside = batch.filter(pc.is_in(batch.column("row").cast(pa.int64()), value_set=wanted))
                 for row, document in zip(*inside.to_pydict().values(), strict=True):

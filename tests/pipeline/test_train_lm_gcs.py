@@ -26,22 +26,13 @@ def store():
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, store):
-    root = tmp_path_factory.mktemp("lm")
-    lm_runs.make_tokens(root, more=["--validation_fraction", 0.2])
-    argv = ["tokenize", "--input", root / "tokens.jsonl", "--tokenizer", root / "tokenizer", "--num_workers", 1]
-    argv += ["--sequence_tokens", lm_runs.SEQUENCE, "--validation_fraction", 0.2, "--work", root / "work"]
-    codes, errors = finish(start([*argv, "--output", "gs://bucket/tokens"]))
+def places(lm_places, store):
+    """The folder of documents and local tokens; the same tokens are in the store too."""
+    argv = ["tokenize", "--input", lm_places / "tokens.jsonl", "--tokenizer", lm_places / "tokenizer"]
+    argv += ["--num_workers", 1, "--sequence_tokens", lm_runs.SEQUENCE, "--validation_fraction", 0.2]
+    codes, errors = finish(start([*argv, "--work", lm_places / "work", "--output", "gs://bucket/tokens"]))
     assert codes == [0], errors
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(places):
-    """The undisturbed run on local disk."""
-    codes, errors = finish(start(train_command(places, "whole")))
-    assert codes == [0], errors
-    return places / "whole"
+    return lm_places
 
 
 def remote_command(*more):
@@ -79,18 +70,18 @@ def test_the_token_set_is_the_local_one(places, store):
     assert {name for name in names if not name.startswith("logs/")} == local - {"log.txt"}
 
 
-def test_the_resumed_run_is_the_local_one_bit_for_bit(run, store, whole):
+def test_the_resumed_run_is_the_local_one_bit_for_bit(run, store, lm_whole):
     assert f"resuming at step {CHECKPOINT}\n" in run
     found = [
         {name: value for name, value in line.items() if name not in MEASURED}
         for line in lines(store, "lm/metrics.jsonl")
     ]
-    assert found == lm_runs.metrics(whole)
+    assert found == lm_runs.metrics(lm_whole)
     names = store.names("lm/hf/")
-    assert names == sorted(os.listdir(whole / "hf"))
+    assert names == sorted(os.listdir(lm_whole / "hf"))
     for name in names:
-        assert store.content(f"lm/hf/{name}") == (whole / "hf" / name).read_bytes(), name
-    ours, theirs = json.loads(store.content("lm/manifest.json")), json.loads((whole / "manifest.json").read_text())
+        assert store.content(f"lm/hf/{name}") == (lm_whole / "hf" / name).read_bytes(), name
+    ours, theirs = json.loads(store.content("lm/manifest.json")), json.loads((lm_whole / "manifest.json").read_text())
     assert (ours["counts"], ours["determined"]) == (theirs["counts"], theirs["determined"])
 
 
@@ -121,8 +112,8 @@ def test_the_same_command_does_nothing_to_a_finished_run(run, store):
     assert store.written == before
 
 
-def test_eval_lm_reads_export_and_checkpoint(run, places, whole):
-    models = ["remote=gs://bucket/lm", "gs://bucket/lm@40", f"local={whole}", f"{whole}@40"]
+def test_eval_lm_reads_export_and_checkpoint(run, places, lm_whole):
+    models = ["remote=gs://bucket/lm", "gs://bucket/lm@40", f"local={lm_whole}", f"{lm_whole}@40"]
     argv = ["eval-lm", "--input", places / "tokens.jsonl", "--output", places / "eval", "--max_documents", 20]
     codes, errors = finish(start([*argv, "--model", *models]))
     assert codes == [0], errors

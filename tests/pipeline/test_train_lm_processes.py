@@ -3,10 +3,9 @@
 import json
 import signal
 
-import lm_runs
 import numpy as np
 import pytest
-from lm_runs import BATCH, STEPS, finish, metrics, signal_at_step, start, start_together, train_command
+from lm_runs import BATCH, STEPS, finish, metrics, signal_at_step, start_together, train_command
 
 from qurating_jax.data.order import RowOrder
 from qurating_jax.runtime import manifest
@@ -32,20 +31,6 @@ sys.exit(main(argv))
 """
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    root = tmp_path_factory.mktemp("lm")
-    lm_runs.make_tokens(root, more=["--validation_fraction", 0.2])
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(places):
-    codes, errors = finish(start(train_command(places, "whole")))
-    assert codes == [0], errors
-    return places / "whole"
-
-
 def assert_close_runs(directory, whole):
     """The same rows in the same steps; sums of floats in another order differ by rounding."""
     ours, theirs = metrics(directory), metrics(whole)
@@ -64,13 +49,13 @@ def assert_close_runs(directory, whole):
     assert manifest.read(str(directory))["counts"] == manifest.read(str(whole))["counts"]
 
 
-def test_two_processes_are_one_run(places, whole):
-    argv = train_command(places, "two", "--mesh.data", 1, "--mesh.fsdp", 2)  # each holds half of the parameters
+def test_two_processes_are_one_run(lm_places, lm_whole):
+    argv = train_command(lm_places, "two", "--mesh.data", 1, "--mesh.fsdp", 2)  # each holds half of the parameters
     codes, errors = finish(*start_together(argv, 2))
     assert codes == [0, 0], errors
-    assert_close_runs(places / "two", whole)
+    assert_close_runs(lm_places / "two", lm_whole)
     # The log is that of one process, every line once.
-    log = (places / "two" / "log.txt").read_text()
+    log = (lm_places / "two" / "log.txt").read_text()
     assert log.count("train-lm: fresh run in") == 1
     assert log.count(f"step {STEPS}/{STEPS},") == 1
 
@@ -85,8 +70,8 @@ def rows_by_step(records):
     return {step: sorted(rows) for step, rows in found.items()}, shares
 
 
-def test_four_processes_stop_together_and_two_go_on(places, whole, tmp_path):
-    argv = train_command(places, "shrunk", "--loop.checkpoint_minutes", 60)
+def test_four_processes_stop_together_and_two_go_on(lm_places, lm_whole, tmp_path):
+    argv = train_command(lm_places, "shrunk", "--loop.checkpoint_minutes", 60)
     records = [tmp_path / f"rows-{number}" for number in range(4)]
     processes = start_together(argv, 4, wrapper=RECORDER, records=records)
     signal_at_step(processes[0], 21, signal.SIGTERM)  # only one of them hears it
@@ -100,9 +85,9 @@ def test_four_processes_stop_together_and_two_go_on(places, whole, tmp_path):
     codes, errors = finish(*start_together(argv, 2, wrapper=RECORDER, records=again))
     assert codes == [0, 0], errors
     assert f"resuming at step {stopped}\n" in errors[0]
-    assert_close_runs(places / "shrunk", whole)
+    assert_close_runs(lm_places / "shrunk", lm_whole)
     # Each process read its share of every batch, and together they read the batch that the order has there.
-    order = RowOrder([manifest.read(str(places / "tokens"))["counts"]["rows"]], seed=0, kind="shuffled")
+    order = RowOrder([manifest.read(str(lm_places / "tokens"))["counts"]["rows"]], seed=0, kind="shuffled")
     wanted = {step: sorted(order.places(step * BATCH + np.arange(BATCH))[1].tolist()) for step in range(STEPS)}
     before, shares = rows_by_step(records)
     assert shares == {BATCH // 4}
@@ -112,12 +97,12 @@ def test_four_processes_stop_together_and_two_go_on(places, whole, tmp_path):
     assert after == {step: wanted[step] for step in range(stopped, STEPS)}
 
 
-def test_two_processes_refuse_together(places, whole):
+def test_two_processes_refuse_together(lm_places, lm_whole):
     """What process 0 finds wrong with the output directory stops the others too, and nothing is touched."""
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    codes, errors = finish(*start_together(train_command(places, "whole", "--seed", 5), 2))
+    before = {path: path.stat().st_mtime_ns for path in lm_whole.rglob("*")}
+    codes, errors = finish(*start_together(train_command(lm_places, "whole", "--seed", 5), 2))
     assert codes == [1, 1], errors
     for error in errors:
         assert "holds another run (config.seed was 0, now 5)" in error
         assert "Traceback" not in error
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in lm_whole.rglob("*")} == before

@@ -9,29 +9,11 @@ import time
 
 import lm_runs
 import pytest
-from lm_runs import BATCH, LIMITED, STEPS, assert_same_run, finish, lines_of, signal_at_step, start, train_command
-
-from qurating_jax.runtime import manifest
+from lm_runs import LIMITED, STEPS, assert_same_run, finish, lines_of, signal_at_step, start, train_command
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    root = tmp_path_factory.mktemp("lm")
-    lm_runs.make_tokens(root, more=["--validation_fraction", 0.2])
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(places):
-    """The undisturbed run on one device; it goes through its rows more than twice."""
-    codes, errors = finish(start(train_command(places, "whole")))
-    assert codes == [0], errors
-    assert manifest.read(str(places / "tokens"))["counts"]["rows"] * 2 < STEPS * BATCH
-    return places / "whole"
-
-
-def test_sigterm_saves_and_the_same_command_finishes(places, whole):
-    argv = train_command(places, "stopped")
+def test_sigterm_saves_and_the_same_command_finishes(lm_places, lm_whole):
+    argv = train_command(lm_places, "stopped")
     process = start(argv)
     signal_at_step(process, 13, signal.SIGTERM)
     codes, errors = finish(process)
@@ -41,19 +23,19 @@ def test_sigterm_saves_and_the_same_command_finishes(places, whole):
     assert last.endswith("the same command resumes")
     stopped = int(last.split("stopped at step ")[1].split("/")[0])
     assert 13 <= stopped < STEPS
-    assert str(stopped) in os.listdir(places / "stopped" / "checkpoints")
-    assert not (places / "stopped" / "manifest.json").exists()
+    assert str(stopped) in os.listdir(lm_places / "stopped" / "checkpoints")
+    assert not (lm_places / "stopped" / "manifest.json").exists()
     codes, errors = finish(start(argv))
     assert codes == [0], errors
     assert f"resuming at step {stopped}\n" in errors[0]
-    assert_same_run(places / "stopped", whole)
+    assert_same_run(lm_places / "stopped", lm_whole)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_kill_9_at_any_moment(places, whole, seed):
+def test_kill_9_at_any_moment(lm_places, lm_whole, seed):
     """Killed three times: at random steps (a save may be going on), and a random time after the line of the step."""
     generator = random.Random(seed)
-    argv = train_command(places, f"killed-{seed}")
+    argv = train_command(lm_places, f"killed-{seed}")
     for earliest, latest in ((2, 20), (21, 40), (41, STEPS - 1)):  # within, at and beyond the first two epochs
         process = start(argv)
         step = generator.randint(earliest, latest)
@@ -64,16 +46,16 @@ def test_kill_9_at_any_moment(places, whole, seed):
         finish(process)
     codes, errors = finish(start(argv))
     assert codes == [0], errors
-    assert_same_run(places / f"killed-{seed}", whole)
+    assert_same_run(lm_places / f"killed-{seed}", lm_whole)
 
 
-def test_a_full_disk_during_a_checkpoint(places, whole):
+def test_a_full_disk_during_a_checkpoint(lm_places, lm_whole):
     """No file may grow beyond some size: the second checkpoint cannot be written, as on a full disk."""
-    argv = train_command(places, "full")
+    argv = train_command(lm_places, "full")
     process = start(argv)
     signal_at_step(process, 25, signal.SIGTERM)
     assert finish(process)[0] == [130]
-    saved = max(map(int, os.listdir(places / "full" / "checkpoints")))
+    saved = max(map(int, os.listdir(lm_places / "full" / "checkpoints")))
     assert 25 <= saved < 40
     limited = start([40_000, *argv], wrapper=LIMITED)
     codes, errors = finish(limited)
@@ -84,31 +66,31 @@ def test_a_full_disk_during_a_checkpoint(places, whole):
     assert last.endswith("mend that and give the same command again")
     assert "Traceback" not in errors[0]
     assert f"the one of step {saved} stands" in last
-    assert str(saved) in os.listdir(places / "full" / "checkpoints")
+    assert str(saved) in os.listdir(lm_places / "full" / "checkpoints")
     codes, errors = finish(start(argv))
     assert codes == [0], errors
-    assert_same_run(places / "full", whole)
+    assert_same_run(lm_places / "full", lm_whole)
 
 
-def test_checkpoints_that_stay(places, whole):
-    argv = train_command(places, "kept", "--loop.keep_checkpoints", 1, "--loop.keep_every_steps", 40)
+def test_checkpoints_that_stay(lm_places, lm_whole):
+    argv = train_command(lm_places, "kept", "--loop.keep_checkpoints", 1, "--loop.keep_every_steps", 40)
     argv += ["--loop.checkpoint_steps", 10, "--held_out.export", "best"]
     codes, errors = finish(start(argv))
     assert codes == [0], errors
     best = min(
-        (line for line in lines_of(places / "kept" / "metrics.jsonl") if "validation_loss" in line),
+        (line for line in lines_of(lm_places / "kept" / "metrics.jsonl") if "validation_loss" in line),
         key=lambda line: line["validation_loss"],
     )["step"]
-    assert {int(name) for name in os.listdir(places / "kept" / "checkpoints")} == {40, STEPS, best}
-    assert lm_runs.metrics(places / "kept") == lm_runs.metrics(whole)
+    assert {int(name) for name in os.listdir(lm_places / "kept" / "checkpoints")} == {40, STEPS, best}
+    assert lm_runs.metrics(lm_places / "kept") == lm_runs.metrics(lm_whole)
 
 
-def test_a_trace_on_demand(places, whole):
-    process = start(train_command(places, "traced"))
+def test_a_trace_on_demand(lm_places, lm_whole):
+    process = start(train_command(lm_places, "traced"))
     signal_at_step(process, 5, signal.SIGUSR1)
     codes, errors = finish(process)
     assert codes == [0], errors
     assert "profiler: tracing steps " in errors[0]
-    assert list((places / "traced" / "profile").rglob("*.xplane.pb"))
-    shutil.rmtree(places / "traced" / "profile")
-    assert_same_run(places / "traced", whole)
+    assert list((lm_places / "traced" / "profile").rglob("*.xplane.pb"))
+    shutil.rmtree(lm_places / "traced" / "profile")
+    assert_same_run(lm_places / "traced", lm_whole)

@@ -58,3 +58,21 @@ def test_errors_of_users_come_back_as_they_are(num_workers):
 def test_a_killed_process_is_a_users_error():
     with crew(functools.partial(_make, 1), 2) as workers, pytest.raises(UserError, match=r"was killed.*goes on"):
         workers.work(["die"], lambda item, result: None)
+
+
+class Claimed:
+    """A worker that finds items held by another one for as long as `held` says."""
+
+    def __init__(self, held):
+        self.held = dict(held)
+
+    def __call__(self, item):
+        self.held[item] = self.held.get(item, 0) - 1
+        return self.held[item] < 0
+
+
+def test_shared_work_comes_back_to_what_others_had():
+    worker, done = Claimed({2: 1, 4: 2, 5: 100}), []
+    with crew(lambda: worker, 1) as workers:
+        assert workers.work_shared(range(6), done.append) == [5]  # a round in which nothing was done ends it
+    assert done == [0, 1, 3, 2, 4]

@@ -212,21 +212,8 @@ def _do_all(
     left = _missing(job, step, numbers)
     total, start = sum(map(count, numbers)), sum(map(count, set(numbers) - set(left)))
     with progress(_TITLES[step], total, "documents", start=start) as advance:
-        while left:
-            passed: list[int] = []
-
-            def on_done(task: Task, done: bool, passed: list[int] = passed) -> None:
-                if done:
-                    advance(count(task[1]))
-                else:
-                    passed.append(task[1])
-
-            workers.work([(step, number) for number in left], on_done)
-            # What others had is looked at again, as long as there is something to do: they may have died.
-            if len(passed) == len(left):
-                break
-            left = sorted(passed)
-    return left
+        tasks: list[Task] = [(step, number) for number in left]
+        return [number for _, number in workers.work_shared(tasks, lambda task: advance(count(task[1])))]
 
 
 def _missing(job: CopyJob, step: Step, numbers: Sequence[int]) -> list[int]:
