@@ -8,7 +8,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qurating_jax.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 _print_unraisable = sys.unraisablehook
+_TAKE_ANOTHER = "take another step's"
 
 
 class Checkpoints:
@@ -104,16 +105,8 @@ class Checkpoints:
                 it are broken.
         """
         where = f"{self._directory}: the checkpoint of step {step}"
-        try:
+        with _readable(where, "remove its folder: the same command then goes on from the one before it"):
             return self._restore(step, state, same or {}, where)
-        except (UserError, jax.errors.JaxRuntimeError):  # the latter: a device without room, say
-            raise
-        except Exception as error:  # of a broken chunk Orbax raises nothing narrower
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{where} cannot be read ({reason}); if that stays so, remove its folder: the same command then goes "
-                "on from the one before it"
-            ) from None
 
     def _restore(self, step: int, state: Any, same: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
         document = self._manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
@@ -172,8 +165,8 @@ def committed_steps(directory: str) -> list[int]:
 
 
 def read_document(directory: str, step: int) -> dict[str, Any]:
-    """The JSON document of a committed checkpoint."""
-    with _reader(directory) as manager:
+    """The JSON document of a committed checkpoint; raises `UserError` where its files are broken."""
+    with _readable(f"{directory}: the checkpoint of step {step}", _TAKE_ANOTHER), _reader(directory) as manager:
         return manager.restore(step, args=ocp.args.Composite(document=ocp.args.JsonRestore())).document
 
 
@@ -189,19 +182,32 @@ def restore_params(
 
     Raises:
         FileNotFoundError: no committed checkpoint (of that step).
+        UserError: its files are broken.
     """
     steps = committed_steps(directory)
     if not steps or (step is not None and step not in steps):
         raise FileNotFoundError(directory)
     step = steps[-1] if step is None else step
     document = read_document(directory, step)
-    with _reader(directory) as manager:
-        target = {"params": abstract(document)}
+    target = {"params": abstract(document)}
+    with _readable(f"{directory}: the checkpoint of step {step}", _TAKE_ANOTHER), _reader(directory) as manager:
         restore = ocp.args.PyTreeRestore(
             target, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
         )
         restored = manager.restore(step, args=ocp.args.Composite(state=restore))
         return restored.state["params"], document, step
+
+
+@contextlib.contextmanager
+def _readable(where: str, advice: str) -> Iterator[None]:
+    """Raises `UserError` for what Orbax raises of broken files: of a broken chunk nothing narrower than `Exception`."""
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError):  # the latter: a device without room, say
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} cannot be read ({reason}); if that stays so, {advice}") from None
 
 
 def _reader(directory: str) -> ocp.CheckpointManager:

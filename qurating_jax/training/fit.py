@@ -13,6 +13,7 @@ from qurating_jax.models import hf
 from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel import distributed
+from qurating_jax.parallel.compilation import keep_compilations
 from qurating_jax.training import optim
 from qurating_jax.training.journal import Notes
 from qurating_jax.training.loop import Trained, Training, train
@@ -57,6 +58,7 @@ def fit(
     Returns:
         The parameters of the whole model, in their shards. Errors as of `loop.train`.
     """
+    keep_compilations()  # a run that resumes need not compile again
     tx = optim.optimizer(optim_config, num_steps)
     merge = jax.jit(trainable.merge) if trainable.frozen else trainable.merge
     if validation is not None:
@@ -65,7 +67,6 @@ def fit(
     abstract = abstract_state(trainable.abstract, tx, mesh)
     rates = optim.learning_rates(optim_config, num_steps)
     step_fn = make_step(loss_fn, tx, frozen=trainable.frozen, assemble=trainable.assemble, learning_rates=rates)
-    document = {"model": dataclasses.asdict(model), "labels": list(labels), "adapters": bool(trainable.frozen)}
     with jax.set_mesh(mesh):
         run = Training(
             create=lambda: create_state(trainable.create(), abstract, tx),
@@ -75,7 +76,7 @@ def fit(
             num_steps=num_steps,
             title=title,
             directory=directory,
-            document=document,
+            document={"model": dataclasses.asdict(model), "labels": list(labels), "adapters": bool(trainable.frozen)},
             config=loop_config,
             validation=validation,
             notes=notes or Notes(),

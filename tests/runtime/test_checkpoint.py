@@ -242,22 +242,21 @@ def largest(directory):
     return max((path for path in directory.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        lambda folder: (folder / "document" / "metadata").write_bytes(b""),
-        lambda folder: (folder / "state" / "_METADATA").unlink(),
-        lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
-        lambda folder: largest(folder).write_bytes(b""),
-    ],
-    ids=["document", "metadata", "manifest", "chunk"],
-)
-def test_a_broken_checkpoint_is_one_line_and_the_one_before_it_can_be_used(tmp_path, broken):
+BREAK = {
+    "document": lambda folder: (folder / "document" / "metadata").write_bytes(b""),
+    "metadata": lambda folder: (folder / "state" / "_METADATA").unlink(),
+    "manifest": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+    "chunk": lambda folder: largest(folder).write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("what", BREAK)
+def test_a_broken_checkpoint_is_one_line_and_the_one_before_it_can_be_used(tmp_path, what):
     directory = tmp_path / "c"
     with Checkpoints(str(directory), keep=2) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, noise(step), {})
-    broken(directory / "2")
+    BREAK[what](directory / "2")
     message = rf"{directory}: the checkpoint of step 2 cannot be read \(.*remove its folder: the same command then goes"
     with Checkpoints(str(directory), keep=2) as checkpoints:
         with pytest.raises(UserError, match=message) as failure:
@@ -267,6 +266,22 @@ def test_a_broken_checkpoint_is_one_line_and_the_one_before_it_can_be_used(tmp_p
     with Checkpoints(str(directory), keep=2) as checkpoints:
         assert checkpoints.latest_step() == 1
         np.testing.assert_array_equal(checkpoints.restore(1, noise(0))[0]["x"], noise(1)["x"])
+
+
+@pytest.mark.parametrize("what", ["document", "manifest", "chunk"])  # parameters alone need no metadata
+def test_parameters_of_a_broken_checkpoint(tmp_path, what):
+    directory = str(tmp_path / "c")
+    with Checkpoints(directory, keep=1) as checkpoints:
+        checkpoints.save(1, {"params": noise(1)}, {})
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), noise(0))
+    np.testing.assert_array_equal(restore_params(directory, lambda _: target)[0]["x"], noise(1)["x"])
+    BREAK[what](tmp_path / "c" / "1")
+    with pytest.raises(
+        UserError, match=r"step 1 cannot be read \(.*\); if that stays so, take another step's"
+    ) as failure:
+        restore_params(directory, lambda _: target)
+    assert "\n" not in str(failure.value)
 
 
 @pytest.mark.parametrize(
