@@ -104,3 +104,20 @@ def distance(got, want):
     """The largest difference of two trees."""
     differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), got, want)
     return float(max(jax.tree.leaves(differences)))
+
+
+def compare_updates(start, ours, theirs, *, least, atol):
+    """Parameters moved alike from `start`, where they moved by more than `least`; how many did.
+
+    Adam's first steps are the gradient's sign but for epsilon: a gradient as small as its rounding says nothing.
+    """
+    compared = 0
+    for (path, our), their, before in zip(
+        jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(theirs), jax.tree.leaves(start), strict=True
+    ):
+        moved, wanted = np.asarray(our, np.float64) - before, np.asarray(their, np.float64) - before
+        clear = np.abs(wanted) > least
+        compared += clear.sum()
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(moved[clear], wanted[clear], rtol=0, atol=atol, err_msg=name)
+    return compared
