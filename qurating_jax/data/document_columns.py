@@ -14,6 +14,8 @@ from qurating_jax.runtime.errors import UserError
 
 _MAX_TOKEN = np.iinfo(np.int32).max
 
+NO_NAME = -1  # the number of a null among `name_codes`
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -215,6 +217,14 @@ def _cast(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 def is_text(kind: pa.DataType) -> bool:
     """True for the types of text columns, whose values are all UTF-8 once they are validated."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def name_codes(column: pa.Array | pa.ChunkedArray, known: dict[str, int]) -> NDArray[np.int32]:
+    """Numbers of names: int32 [n], `NO_NAME` for a null; `known` gets the next number for every new name."""
+    encoded = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    numbers = np.array([*(known.setdefault(name, len(known)) for name in names), NO_NAME], np.int32)
+    return numbers[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
 
 def _content(position: int, texts: Sequence[str | None] | None, tokens: Any) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from qurating_jax.data.document_columns import NO_NAME, name_codes
 from qurating_jax.data.parts import Parts
 from qurating_jax.data.tokens import TokenRowsWriter
 from qurating_jax.runtime import storage
@@ -31,7 +32,7 @@ Ints = NDArray[np.int64]
 
 SUMMARY = "index.json"
 _SPLIT_FILES = ("documents", "begins", "lengths", "starts")
-_NO_DOMAIN, _NO_RANK = -1, -1
+_NO_RANK = -1
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Index:
         codes = np.asarray(self._domains[documents])
         found = {
             "id": take_texts(self._ids, self._id_ends, documents),
-            "domain": self._domain_names.take(pa.array(codes, mask=codes == _NO_DOMAIN)),
+            "domain": self._domain_names.take(pa.array(codes, mask=codes == NO_NAME)),
         }
         for place, name in enumerate(self.summary["numbers"]):
             if name == RANK:
@@ -208,7 +209,7 @@ def _gather(job: TokenizeJob, parts: Parts, scratch: str) -> _Gathered:
             ends = id_end + np.cumsum([len(name) for name in text], dtype=np.int64)
             id_ends.write(ends.data)
             id_end = int(ends[-1]) if len(ends) else id_end
-            codes.write(_codes(table["domain"], domains).data)
+            codes.write(name_codes(table["domain"], domains).data)
             numbers.add(table, [*(name for name in own if name in table.column_names), *carried], num)
             num += len(table)
             rejected += counts["rejected"]
@@ -257,14 +258,6 @@ class _Numbers:
         for start in range(0, missing, 1 << 20):
             self._files[name].write(np.full(min(1 << 20, missing - start), null).data)
         self._written[name] = before
-
-
-def _codes(column: pa.ChunkedArray, domains: dict[str, int]) -> NDArray[np.int32]:
-    """Numbers of the domains, int32 [n], -1 for a null; new names get the next number."""
-    encoded = column.combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    numbers = np.array([*(domains.setdefault(name, len(domains)) for name in names), _NO_DOMAIN], np.int32)
-    return numbers[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
 
 def _kept(job: TokenizeJob, gathered: _Gathered) -> tuple[Ints, dict[str, Any]]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from qurating_jax.data.document_columns import NO_NAME, name_codes
 from qurating_jax.method import gumbel
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
@@ -24,7 +25,6 @@ from qurating_jax.selection.copying.id_list import KEY, RANK, id_list_path, not_
 _SUMMARY = "list.json"
 _TYPES = {"ids": np.uint8, "ends": np.int64, "keys": np.float64, "domains": np.int32, "hashes": np.uint64,
           "ranks": np.int64}  # fmt: skip
-_NO_DOMAIN = -1
 _BATCH_ROWS = 1 << 17
 
 
@@ -74,7 +74,7 @@ class IdList:
     def domains_of(self, ranks: NDArray[np.int64]) -> pa.Array:
         """Domains by rank, text [m], null where the selection knows none."""
         codes = np.asarray(self._domains[ranks])
-        return self._domain_names.take(pa.array(codes, mask=codes == _NO_DOMAIN))
+        return self._domain_names.take(pa.array(codes, mask=codes == NO_NAME))
 
     def check_complete(self, ranks: NDArray[np.int64]) -> None:
         """Raises `UserError` where listed documents were not found.
@@ -158,7 +158,7 @@ def _write_columns(file: pq.ParquetFile, directory: str) -> list[str]:
                 "ids": b"".join(content),
                 "ends": ends.data,
                 "keys": columns[KEY].to_numpy(zero_copy_only=False).astype(np.float64).data,
-                "domains": _codes(columns["domain"], domains).data,
+                "domains": name_codes(columns["domain"], domains).data,
             }
             for name, data in values.items():
                 streams[name].write(data)
@@ -168,14 +168,6 @@ def _write_columns(file: pq.ParquetFile, directory: str) -> list[str]:
         streams["ranks"].write(ranks.astype(np.int64).data)
         streams["hashes"].write(together[ranks].data)
     return list(domains)
-
-
-def _codes(column: pa.Array, domains: dict[str, int]) -> NDArray[np.int32]:
-    """Numbers of the domains, int32 [n], -1 for a null; new names get the next number."""
-    encoded = column.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    numbers = np.array([*(domains.setdefault(name, len(domains)) for name in names), _NO_DOMAIN], np.int32)
-    return numbers[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
 
 
 def _map(path: str, kind: Any) -> NDArray[Any]:
