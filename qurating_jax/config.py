@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import draccus
 import yaml
 
+from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UsageError
 
 T = TypeVar("T")
 _POSITIONAL = "positional "  # no option has a space in its name
 
 
-def option(default: T, help: str, *, runtime: bool = False, positional: bool = False) -> T:
+def option(default: T, help: str, *, runtime: bool = False, reads: bool = False, positional: bool = False) -> T:
     """Declares a config field with its default and help text.
 
     Args:
@@ -32,9 +33,11 @@ def option(default: T, help: str, *, runtime: bool = False, positional: bool = F
         help: one line for `--help`.
         runtime: True where the value cannot change a stage's result (progress, worker counts), so that a run may be
             resumed under another value.
+        reads: True where the value names what the stage reads: it counts by its content, not by where it lies.
         positional: True for the one option of a command that bare words fill as well (`judge status runs/judge`).
     """
-    return dataclasses.field(default=default, metadata={"help": help, "runtime": runtime, "positional": positional})
+    metadata = {"help": help, "runtime": runtime, "reads": reads, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse(config_class: type[T], argv: Sequence[str], *, prog: str, description: str = "") -> T:
@@ -88,20 +91,30 @@ def resolved(config: Any) -> dict[str, Any]:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The part of `resolved` that can change a stage's result (fields not declared `runtime`)."""
+    """The part of `resolved` that can change a stage's result (fields not declared `runtime` or `reads`)."""
     plain = {}
     for field in dataclasses.fields(config):
-        if field.metadata.get("runtime"):
+        if field.metadata.get("runtime") or field.metadata.get("reads"):
             continue
         value = getattr(config, field.name)
         plain[field.name] = identity(value) if dataclasses.is_dataclass(value) else draccus.encode(value)
     return plain
 
 
+def reads(config: Any) -> dict[str, tuple[str, ...]]:
+    """What a stage's config names to be read, by option (fields declared `reads`); options without a value lack."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("reads") and value:
+            found[field.name] = value if isinstance(value, tuple) else (value,)
+    return found
+
+
 def load_yaml(path: str) -> dict[str, Any]:
-    """Reads a YAML mapping with the safe loader; a repeated key is an error (`UsageError`)."""
+    """Reads a YAML mapping with the safe loader, also from `gs://`; a repeated key is an error (`UsageError`)."""
     try:
-        with open(path, encoding="utf-8") as stream:
+        with storage.open_read(path) if storage.is_remote(path) else open(path, encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such config file") from None

@@ -101,7 +101,7 @@ class JudgeConfig:
 class JudgingOptions:
     """What is judged, in which pairs, by whom."""
 
-    input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids", runtime=True)
+    input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids", reads=True)
     criteria: tuple[str, ...] = option(known.NAMES, "names of criteria, or files of your own (`criteria list`)")
     judge: JudgeConfig = JudgeConfig()
     more_judges: tuple[str, ...] = option((), "YAML files, each with the `judge` settings of one more LLM judge")
@@ -110,14 +110,14 @@ class JudgingOptions:
     layout: Literal["criterion_first", "documents_first"] = option(
         "criterion_first", "openai: what comes first in a prompt; documents_first lets criteria share a cached prefix"
     )
-    tokenizer: str = option("", "tokenizer that excerpts are measured with: directory, file or hub id", runtime=True)
+    tokenizer: str = option("", "tokenizer that excerpts are measured with: directory, file or hub id", reads=True)
     design: Literal["adjacent", "random", "within_domain", "across_domain"] = option(
         "random", "which documents meet: neighbours in the input, any, of one domain, of different domains"
     )
     degree: int = option(1, "groups that each document is in; 2 and more make a connected design (a ranking)")
     num_pairs: int = option(0, "groups of texts to judge; 0: as many as `degree` gives")
     group_size: int = option(2, "texts in a group; all its ordered pairs are judged")
-    previous: str = option("", "an earlier run: its groups stay, its answers are not paid again", runtime=True)
+    previous: str = option("", "an earlier run: its groups stay, its answers are not paid again", reads=True)
     num_repeats: int = option(0, "openai: groups asked twice, for the test-retest noise")
     num_canaries: int = option(0, "openai: groups asked again with an injected command, for the flip rate")
     shard: str = option("0/1", "openai: i/n asks the i-th of n parts of the groups (`judge merge` joins them)")

@@ -28,11 +28,11 @@ class Config(StageConfig):
     """Options of `qurating combine-raters`."""
 
     raters: tuple[str, ...] = option((), "raters of the same criteria: outputs of train-rater or combine-raters, "
-                                     "directories, hub ids", runtime=True)  # fmt: skip
+                                     "directories, hub ids", reads=True)  # fmt: skip
     judgments: tuple[str, ...] = option(
         (),
         "judgments that the weights are fitted to, on texts that no rater was trained on",
-        runtime=True,
+        reads=True,
     )
     weights: tuple[float, ...] = option((), "a weight for each rater; none: fitted, or equal without judgments")
     window_tokens: int = option(512, "longest window of the judged texts")

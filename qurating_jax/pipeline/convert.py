@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 class Config(StageConfig):
     """Options of `qurating convert`."""
 
-    input: str = option("", "Hugging Face directory or hub id; or a directory with checkpoints/", runtime=True)
+    input: str = option("", "Hugging Face directory or hub id; or a directory with checkpoints/", reads=True)
     revision: str | None = option(None, "revision of a hub id")
     step: int | None = option(None, "which checkpoint (to hf); null: the newest")
-    tokenizer: str | None = option(None, "tokenizer to put beside an exported model", runtime=True)
+    tokenizer: str | None = option(None, "tokenizer to put beside an exported model", reads=True)
     to: Literal["orbax", "hf"] = option("orbax", "what to write: checkpoints/ or hf/")
     dtype: Literal["float32", "bfloat16"] = option("float32", "dtype of exported tensors (to hf)")
     check: bool = option(False, "compare tensors and logits with transformers (needs torch)", runtime=True)

@@ -28,17 +28,17 @@ class Config(StageConfig):
     """Options of `qurating eval-lm`."""
 
     model: tuple[str, ...] = option(
-        (), "PATH or NAME=PATH: train-lm's output, its RUN@STEP or RUN@all, a directory, a hub id", runtime=True
+        (), "PATH or NAME=PATH: train-lm's output, its RUN@STEP or RUN@all, a directory, a hub id", reads=True
     )
     revision: str | None = option(None, "revision of a hub id")
-    tokenizer: str | None = option(None, "tokenizer, where a model has none of its own", runtime=True)
-    input: tuple[str, ...] = option((), "held-out documents: files, globs, directories, hf:// ids", runtime=True)
+    tokenizer: str | None = option(None, "tokenizer, where a model has none of its own", reads=True)
+    input: tuple[str, ...] = option((), "held-out documents: files, globs, directories, hf:// ids", reads=True)
     text_field: str = option("text", "field of the text")
     id_field: str = option("id", "field of the document id")
     domain_field: str = option("domain", "field of the domain; dots reach nested fields")
     on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: stop, or count and skip")
     max_documents: int | None = option(None, "only the first so many documents")
-    trained_on: tuple[str, ...] = option((), "outputs of tokenize whose documents are not held out", runtime=True)
+    trained_on: tuple[str, ...] = option((), "outputs of tokenize whose documents are not held out", reads=True)
     on_trained: Literal["leave_out", "error"] = option("leave_out", "documents of these: count and leave out, or stop")
     context_tokens: int | None = option(None, "tokens of a window; null: the most that all models are made for")
     stride_tokens: int | None = option(None, "how far a window is from the one before; null: context_tokens - 1")

@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 class Config(StageConfig):
     """Options of `qurating eval-rater`."""
 
-    rater: str = option("", "output of train-rater or combine-raters, directory or hub id", runtime=True)
+    rater: str = option("", "output of train-rater or combine-raters, directory or hub id", reads=True)
     revision: str | None = option(None, "revision of a hub id")
-    tokenizer: str | None = option(None, "tokenizer, where the rater's directory has none", runtime=True)
+    tokenizer: str | None = option(None, "tokenizer, where the rater's directory has none", reads=True)
     labels: tuple[str, ...] = option((), "names of the rater's scores, in order; none: the labels in its config")
     criteria: tuple[str, ...] = option((), "criteria of the judgments to evaluate; none: all of the rater's")
     judgments: tuple[str, ...] = option((), "NAME=PATH ... of held-out judgments")
     missing_criteria: Literal["error", "mask"] = option("error", "a criterion that some sources lack: stop, or mask it")
     baseline_judgments: tuple[str, ...] = option(
-        (), "judgments that the n-gram baseline learns from; none: folds of `judgments`", runtime=True
+        (), "judgments that the n-gram baseline learns from; none: folds of `judgments`", reads=True
     )
     fit_ngrams: bool = option(True, "fit the n-gram baseline")
     ngrams: NgramConfig = NgramConfig()
     num_folds: int = option(5, "text-disjoint folds of `judgments` for the n-gram baseline")
     swapped_pairs: int = option(1000, "pairs scored a second time, second text first and in other batches; 0: none")
     level: float = option(0.95, "level of the intervals")
-    documents: tuple[str, ...] = option((), "documents that carry a true score: rank correlation", runtime=True)
+    documents: tuple[str, ...] = option((), "documents that carry a true score: rank correlation", reads=True)
     truth_field: str | None = option(None, "numeric field of the true score in the documents")
     criterion: str | None = option(None, "the rater's criterion to correlate with it; null: its only one")
     text_field: str = option("text", "field of the text")

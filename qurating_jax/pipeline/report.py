@@ -14,7 +14,7 @@ from qurating_jax.stage import StageConfig, open_run, require
 class Config(StageConfig):
     """Options of `qurating report`."""
 
-    run: str = option("", "folder whose sub-folders are stage outputs", runtime=True)
+    run: str = option("", "folder whose sub-folders are stage outputs", reads=True)
 
 
 def main(config: Config) -> dict[str, Any]:

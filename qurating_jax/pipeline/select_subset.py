@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Config(StageConfig, SelectOptions):
     """Options of `qurating select`."""
 
-    input: tuple[str, ...] = option((), "rated documents: files, globs, directories, hf:// ids", runtime=True)
+    input: tuple[str, ...] = option((), "rated documents: files, globs, directories, hf:// ids", reads=True)
     sweep: str = option("", "OPTION=VALUE,VALUE...: print what each would select, write nothing", runtime=True)
 
     def __post_init__(self) -> None:

@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class Config(StageConfig, TokenizeOptions):
     """Options of `qurating tokenize`."""
 
-    input: tuple[str, ...] = option((), "documents or a selection: files, globs, directories, hf:// ids", runtime=True)
-    selection: str = option("", "select's output or its ids.parquet: only these documents of the input", runtime=True)
-    tokenizer: str = option("", "tokenizer: directory, tokenizer.json or hub id", runtime=True)
+    input: tuple[str, ...] = option((), "documents or a selection: files, globs, directories, hf:// ids", reads=True)
+    selection: str = option("", "select's output or its ids.parquet: only these documents of the input", reads=True)
+    tokenizer: str = option("", "tokenizer: directory, tokenizer.json or hub id", reads=True)
 
     def __post_init__(self) -> None:
         self.check()

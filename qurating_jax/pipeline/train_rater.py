@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 class Config(StageConfig, RaterOptions):
     """Options of `qurating train-rater`."""
 
-    corpus: tuple[str, ...] = option(
-        (), "base ngrams: unlabelled documents that tell how common words are", runtime=True
-    )
+    corpus: tuple[str, ...] = option((), "base ngrams: unlabelled documents that tell how common words are", reads=True)
     ngrams: NgramConfig = NgramConfig()
 
 

@@ -24,7 +24,7 @@ _ENCODE_TEXTS = 256
 class Config(StageConfig):
     """Options of `qurating train-tokenizer`."""
 
-    input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids", runtime=True)
+    input: tuple[str, ...] = option((), "documents: files, globs, directories, hf:// ids", reads=True)
     text_field: str = option("text", "field of the text; dots reach nested fields")
     id_field: str = option("id", "field of the document id; named in rejected.jsonl")
     on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: stop, or count and skip")

@@ -24,7 +24,7 @@ class StrategyOptions:
     rating: tuple[str, ...] = option(
         ("educational_value_average",), "column of the rating, or several as COLUMN=WEIGHT (uniform only reports them)"
     )
-    scores: tuple[str, ...] = option((), "files with further columns of ratings, joined by id", runtime=True)
+    scores: tuple[str, ...] = option((), "files with further columns of ratings, joined by id", reads=True)
     reference: str = option("", "column that is subtracted from every rating first")
     normalize: Literal["z", "rank", "none"] = option(
         "z", "ratings to mean 0, standard deviation 1: as they are (z), by their ranks, or not"
@@ -39,7 +39,7 @@ class StrategyOptions:
     keep: Literal["lowest", "highest"] = option("lowest", "of `perplexity`: which end is selected")
     log_likelihood: str = option("log_likelihood_average", "of `perplexity`: column of mean log-likelihoods, or ...")
     perplexity: str = option("", "... column of perplexities (or of anything that is low for likely text)")
-    targets: tuple[str, ...] = option((), "of `dsir`: NAME=PATH of documents like those wanted", runtime=True)
+    targets: tuple[str, ...] = option((), "of `dsir`: NAME=PATH of documents like those wanted", reads=True)
     dsir_buckets: int = option(10_000, "of `dsir`: hash buckets of words and pairs of words")
     dsir_min_words: int = option(100, "of `dsir`: shorter documents are left out")
     dsir_length_norm: bool = option(False, "of `dsir`: divide a document's weight by its number of n-grams")
@@ -150,7 +150,7 @@ class DocumentOptions:
     id_field: str = option("id", "column (or dotted path) of the unique document id; without it a hash of the text")
     text_field: str = option("text", "column (or dotted path) of the text, read only where it is needed")
     tokens_field: str = option("length", "column of the documents' token counts")
-    tokenizer: str = option("", "count tokens of the text by this tokenizer instead", runtime=True)
+    tokenizer: str = option("", "count tokens of the text by this tokenizer instead", reads=True)
     on_bad_row: Literal["error", "skip"] = option("error", "rows that are no documents: an error, or count and skip")
     on_null_rating: Literal["drop", "error"] = option(
         "drop", "documents without a rating: never selected (and counted), or an error"
@@ -171,7 +171,7 @@ class WriteOptions:
     order: Order = option("source", "of the documents, kept over all files")
     order_by: str = option("", "rating whose keys order them instead of the selection's own")
     order_temperature: float | None = option(None, "of `order_by`: perturbed as by `sample`; null: the rating alone")
-    compare: tuple[str, ...] = option((), "directories of other selections, for the overlap", runtime=True)
+    compare: tuple[str, ...] = option((), "directories of other selections, for the overlap", reads=True)
 
     def check_writing(self) -> None:
         """Raises `ValueError` where options contradict each other."""

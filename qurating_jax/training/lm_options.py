@@ -44,7 +44,7 @@ class HeldOutConfig(ValidationConfig):
 class LmOptions:
     """What a language model is trained on and how; the defaults are the paper's recipe (REFERENCE step 5)."""
 
-    tokens: tuple[str, ...] = option((), "outputs of `qurating tokenize`", runtime=True)
+    tokens: tuple[str, ...] = option((), "outputs of `qurating tokenize`", reads=True)
     mixture_weights: tuple[float, ...] = option(
         (), "share of each of them in the rows trained on; none: as many as each has"
     )

@@ -16,20 +16,20 @@ class RaterOptions:
     """What a rater is trained on and how; the defaults are the paper's recipe (REFERENCE step 2)."""
 
     judgments: tuple[str, ...] = option(
-        (), "judgments, PATH or NAME=PATH: files, data sets, outputs of `judge run`", runtime=True
+        (), "judgments, PATH or NAME=PATH: files, data sets, outputs of `judge run`", reads=True
     )
     base: str = option("", f"ngrams (a rater without a neural network), or the trunk: preset ({', '.join(PRESETS)}), "
                            "Hugging Face directory or hub id")  # fmt: skip
     revision: str | None = option(None, "revision of a hub id")
     architecture: ArchitectureOverrides = ArchitectureOverrides()
-    tokenizer: str | None = option(None, "tokenizer; null: the base's own (a preset has none)", runtime=True)
+    tokenizer: str | None = option(None, "tokenizer; null: the base's own (a preset has none)", reads=True)
     criteria: tuple[str, ...] = option((), "criteria to learn, in the order of the scores; none: all that there are")
     criterion_weights: tuple[float, ...] = option((), "weight of each criterion in the loss; none: 1 each")
     missing_criteria: Literal["error", "mask"] = option("error", "a criterion that some sources lack: stop, or mask it")
     one_sided: Literal["error", "swap"] = option("error", "all labels prefer one slot: stop, or swap slots at random")
-    validation: tuple[str, ...] = option((), "held-out judgments, likewise; none: a share of `judgments`", runtime=True)
+    validation: tuple[str, ...] = option((), "held-out judgments, likewise; none: a share of `judgments`", reads=True)
     validation_fraction: float = option(0.1, "share of the judged groups held out, no text on both sides; 0: none")
-    teacher: tuple[str, ...] = option((), "ratings to learn from in place of judgments (distillation)", runtime=True)
+    teacher: tuple[str, ...] = option((), "ratings to learn from in place of judgments (distillation)", reads=True)
     objective: Literal["pairs", "regression"] = option("pairs", "what of a teacher is learned: order, or ratings")
     group_size: int = option(4, "texts of a teacher that are compared with each other")
     margin: float = option(0.5, "least confidence |2p - 1| of a label that is learned from")
