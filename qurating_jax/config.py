@@ -72,7 +72,7 @@ def load(config_class: type[T], path: str) -> T:
 
 def decode(config_class: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """Builds `config_class` from a nested mapping; `where` names its origin in errors (`UsageError`)."""
-    _check(config_class, values, where=where, path="")
+    check(config_class, values, where=where)
     try:
         return draccus.decode(config_class, dict(values))
     except draccus.utils.DraccusException as error:
@@ -83,6 +83,31 @@ def decode(config_class: type[T], values: Mapping[str, Any], *, where: str) -> T
         raise UsageError(f"{where}: {message}") from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from None
+
+
+def check(config_class: Any, values: Any, *, where: str, path: str = "") -> None:
+    """Refuses what the decoder lets through: unknown keys with a hint, null for a value, a value of another type.
+
+    Values may lack. `path` is where they stand inside of `where`, with a dot at its end. Raises `UsageError`.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: `{path[:-1]}` is a group of settings, not {reprlib.repr(values)}")
+    hints = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    for key, value in values.items():
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean `{path}{close[0]}`?" if close else f"known keys: {', '.join(names)}"
+            raise UsageError(f"{where}: unknown key `{path}{key}` ({hint})")
+        kind = hints[key]
+        optional = type(None) in typing.get_args(kind)
+        base = next((part for part in typing.get_args(kind) if part is not type(None)), kind) if optional else kind
+        if dataclasses.is_dataclass(base) and not (optional and value is None):
+            check(base, value, where=where, path=f"{path}{key}.")
+        elif value is None and not optional:
+            raise UsageError(f"{where}: `{path}{key}` has no value")
+        elif value is not None and (wanted := _mismatch(value, base)):
+            raise UsageError(f"{where}: `{path}{key}` is {wanted}, not {reprlib.repr(value)}")
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -219,28 +244,6 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
             raise UsageError(f"--{'.'.join(path)}: `{key}` is not a group of settings in the config file")
         values = inner
     values[path[-1]] = value
-
-
-def _check(config_class: Any, values: Any, *, where: str, path: str) -> None:
-    """Refuses what the decoder lets through: unknown keys with a hint, null for a value, a value of another type."""
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where}: `{path[:-1]}` is a group of settings, not {reprlib.repr(values)}")
-    hints = typing.get_type_hints(config_class)
-    names = [field.name for field in dataclasses.fields(config_class)]
-    for key, value in values.items():
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean `{path}{close[0]}`?" if close else f"known keys: {', '.join(names)}"
-            raise UsageError(f"{where}: unknown key `{path}{key}` ({hint})")
-        kind = hints[key]
-        optional = type(None) in typing.get_args(kind)
-        base = next((part for part in typing.get_args(kind) if part is not type(None)), kind) if optional else kind
-        if dataclasses.is_dataclass(base) and not (optional and value is None):
-            _check(base, value, where=where, path=f"{path}{key}.")
-        elif value is None and not optional:
-            raise UsageError(f"{where}: `{path}{key}` has no value")
-        elif value is not None and (wanted := _mismatch(value, base)):
-            raise UsageError(f"{where}: `{path}{key}` is {wanted}, not {reprlib.repr(value)}")
 
 
 def _mismatch(value: Any, kind: Any) -> str | None:

@@ -3,9 +3,13 @@
 A stage's module is imported when it is asked for, and not before: `qurating --help` needs the table alone.
 """
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
+
+from qurating_jax.runtime.errors import UsageError
 
 Processes = Literal["single", "shards", "hosts"]
 
@@ -66,3 +70,19 @@ STAGES: dict[str, Stage] = {
 def load(name: str) -> Any:
     """The module of a stage, with its `Config` and its `main`."""
     return importlib.import_module(f"qurating_jax.pipeline.{STAGES[name].module}")
+
+
+def step_config(name: str, where: str) -> Any:
+    """The config class of a stage that an experiment names at `where`.
+
+    Raises:
+        UsageError: there is no such stage, or it makes no output that another one could read.
+    """
+    if name not in STAGES:
+        close = get_close_matches(name.replace("-", " "), STAGES, n=1) or get_close_matches(name, STAGES, n=1)
+        hint = f" (did you mean `{close[0]}`?)" if close else ""
+        raise UsageError(f"{where}: no stage `{name}`{hint}; a step whose name is no stage's says `stage: ...`")
+    config = load(name).Config
+    if "output" not in {field.name for field in dataclasses.fields(config)} or name == "run":
+        raise UsageError(f"{where}: `qurating {name}` makes no output, so that it cannot be a step")
+    return config

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "__init__": (),
     "__main__": ("__init__", "config", "stages", "runtime"),
     "config": ("runtime.errors", "runtime.storage"),
-    "stages": (),
+    "stages": ("runtime.errors",),
     "stage": ("config", "parallel.options", "parallel.distributed", "parallel.rendezvous", "runtime"),
     "pipeline": ("__init__", "config", "stage", "stages", CONDUCTOR, *ROOMS, *BELOW_ROOMS),
     CONDUCTOR: ("config", *ROOMS, *BELOW_ROOMS),
