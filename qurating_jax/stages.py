@@ -32,6 +32,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "corpus": Stage("corpus", "documents of this machine's Python installation, to try everything on"),
+    "split": Stage("split", "documents -> train/ and heldout/, equal texts on one side", "shards"),
     "train-tokenizer": Stage("train_tokenizer", "a byte-level BPE tokenizer from documents"),
     "criteria list": Stage("criteria.listing", "the quality criteria that ship, and files of your own"),
     "criteria show": Stage("criteria.show", "a criterion and the prompts that a judge gets"),

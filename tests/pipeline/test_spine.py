@@ -15,7 +15,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(REPOSITORY.glob("configs/**/*.yaml"))
 STAGE_OF_FOLDER = {stage.module: name for name, stage in command.STAGES.items()} | {"select": "select"}
 CHAIN = (
-    "corpus", "train_tokenizer", "judge", "train_rater", "combine_raters", "eval_rater", "annotate", "select",
+    "corpus", "split", "train_tokenizer", "judge", "train_rater", "combine_raters", "eval_rater", "annotate", "select",
     "tokenize", "train_lm", "eval_lm", "convert", "report", "doctor",
 )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Documents onto two sides, training and held out."""
