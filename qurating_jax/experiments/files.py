@@ -2,8 +2,8 @@
 
 A file names its `base`, another file whose entries it changes; a scale is a file of the same kind that is laid over the
 base, under the experiment. Steps hold the options of their stages as the stages have them; in a text `$name` stands for
-a value of that name, or for the output directory of the step of that name (`$$` is a dollar sign). docs/experiments.md
-is the guide.
+a value of that name, for the output directory of the step of that name, or for the directory of all (`$output`, for
+caches that runs share); `$$` is a dollar sign. docs/experiments.md is the guide.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from qurating_jax.runtime.errors import UsageError
 
 REFERENCE = re.compile(r"\$(?:(\$)|([a-z][a-z0-9_]*)|\{([a-z][a-z0-9_]*)\})")
 SCALES = "scales"  # folder beside the base
+OUTPUT = "output"  # the one name that is neither a value nor a step
 GIVEN = "--set"  # what the layer of the command line is called in errors
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -133,9 +134,10 @@ def load_experiment(
 
 
 def references(value: Any) -> list[str]:
-    """Names that the texts in a value refer to, in order, each once."""
+    """Names (but `output`) that the texts in a value refer to, in order, each once."""
     if isinstance(value, str):
         found = [match[2] or match[3] for match in REFERENCE.finditer(value) if not match[1]]
+        found = [name for name in found if name != OUTPUT]
     elif isinstance(value, Mapping):
         found = [name for inner in value.values() for name in references(inner)]
     elif isinstance(value, (list, tuple)):
@@ -316,9 +318,11 @@ class _Values:
     """Values by name; they may refer to each other, and to steps, which stay as they are."""
 
     def __init__(self, raw: Mapping[str, Any], steps: set[str], where: str, placeholders: bool) -> None:
-        self.raw, self._steps, self._where, self._placeholders = raw, steps, where, placeholders
-        if both := sorted(set(raw) & steps):
-            raise UsageError(f"{where}: `{both[0]}` is the name of a value and of a step")
+        self.raw, self._steps, self._where, self._placeholders = raw, {*steps, OUTPUT}, where, placeholders
+        if both := sorted(set(raw) & self._steps):
+            raise UsageError(f"{where}: a value cannot be called `{both[0]}`, as a step is (or as the output)")
+        if OUTPUT in steps:
+            raise UsageError(f"{where}: a step cannot be called `{OUTPUT}`")
 
     def is_set(self, name: str) -> bool:
         """True where the value can be had."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qurating_jax import config as configs
-from qurating_jax.experiments.files import Amount, ConfigOf, Experiment, Step, references, substitute
+from qurating_jax.experiments.files import OUTPUT, Amount, ConfigOf, Experiment, Step, references, substitute
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UsageError
 
@@ -138,14 +138,15 @@ class _Builder:
             if options.get("seed", seed) != seed:
                 raise UsageError(f"{step.where}.seed: the step is seeded by the run; leave it out, or out of `seeded`")
             options["seed"] = seed
-        read = [name for name in references(options) if name in experiment.steps]
+        read = references(options)
         # Its name has to be known before its directory is: where directories will stand, keys stand in for them.
-        named = self._decode(step, options, lambda name: f"<{keys[name]}>")
+        named = self._decode(step, options, lambda name: f"<{keys.get(name, name)}>")
         determined = {"stage": step.stage, "config": configs.identity(named), "reads": configs.reads(named)}
         digest = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
         key = digest[:_KEY_DIGITS]
         directory = storage.join(self._output, STEPS, folder(step.stage, key))
-        config = self._decode(step, options | {"output": directory}, lambda name: self._nodes[keys[name]]["directory"])
+        places = {OUTPUT: self._output} | {name: self._nodes[keys[name]]["directory"] for name in read}
+        config = self._decode(step, options | {"output": directory}, places.__getitem__)
         node = self._nodes.setdefault(
             key,
             {
