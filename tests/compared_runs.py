@@ -98,7 +98,7 @@ def train(directory, losses, *, seen_tokens=640):
 
 def record(output, experiment, seed, **more):
     """Writes the record of a run with the usual steps, called by experiment and seed; returns its path."""
-    steps = {name: f"steps/{name}-{experiment}-{seed}" for name in ("select", "train_lm", "eval_lm")}
+    steps = {name: f"steps/{folder(name, experiment, seed)}" for name in ("select", "train_lm", "eval_lm")}
     values = {
         "experiment": experiment, "seed": seed, "scale": "debug", "file": f"{experiment}.yaml",
         "title": f"The title of {experiment}", "published": "", "steps": steps, "goal": ("eval_lm",),
@@ -108,7 +108,12 @@ def record(output, experiment, seed, **more):
 
 def step(output, name, experiment, seed):
     """The directory of a step of `record`."""
-    return output / "steps" / f"{name}-{experiment}-{seed}"
+    return output / "steps" / folder(name, experiment, seed)
+
+
+def folder(name, experiment, seed):
+    """Stage and key."""
+    return f"{name.replace('_', '-')}-{manifest.sha256(f'{experiment} {seed}')[:16]}"
 
 
 def two_experiments(output):
