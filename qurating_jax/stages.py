@@ -63,6 +63,7 @@ STAGES: dict[str, Stage] = {
     "train-lm": Stage("train_lm", "token shards -> language model", "hosts"),
     "eval-lm": Stage("eval_lm", "language models + documents -> held-out perplexity by domain, compared"),
     "report": Stage("report", "finished stages -> one readable page"),
+    "fetch": Stage("fetch", "published raters, judgments, rated corpora and language models, by name"),
     "convert": Stage("convert", "weights: Hugging Face directory <-> Orbax checkpoint"),
     "doctor": Stage("doctor", "devices, versions, extras, write test"),
 }

@@ -128,11 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif file not in repo.commits.get(commit, {}):
             self._refuse(404, "EntryNotFound")
         elif file in repo.lfs:
-            self._answer(
-                302,
-                b"",
-                Location=f"http://127.0.0.1:{hub.cdn.server_port}/{kind}/{name}/{commit}/{file}?Signature=secret",
-            )
+            content = repo.commits[commit][file]
+            place = f"http://127.0.0.1:{hub.cdn.server_port}/{kind}/{name}/{commit}/{file}?Signature=secret"
+            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            self._answer(302, b"", Location=place, **{"X-Repo-Commit": commit}, **linked)
         else:
             self._file(repo, commit, file)
 
@@ -183,7 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = content[start:]
         self.send_response(206 if given and repo.ranges else 200)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{git_sha1(content)}"')
         if given and repo.ranges:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()

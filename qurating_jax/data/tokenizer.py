@@ -215,6 +215,8 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> TextTokenizer
 def _load_directory(directory: str, *, source: str) -> TextTokenizer:
     if manifest.is_artifact(directory):
         manifest.read(directory)
+        model = storage.join(directory, "hf")  # of a stage that trained, converted or fetched one
+        directory = model if not has_tokenizer(directory) and storage.is_dir(model) else directory
     names = storage.list_dir(directory)
     settings: dict[str, Any] = {}
     for name in reversed(_SETTINGS_FILES):  # the first in the list has the last word

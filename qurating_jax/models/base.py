@@ -46,7 +46,7 @@ def resolve_base(
     """Finds a preset, directory or hub id and puts the wanted head on it.
 
     Args:
-        name: one of `PRESETS`, a directory, or a hub id.
+        name: one of `PRESETS`, a directory, the output of a stage that made or fetched a model, or a hub id.
         revision: of a hub id.
         architecture: changes to a preset.
         vocab_size: of the tokenizer that the texts go through.
@@ -66,7 +66,7 @@ def resolve_base(
         return BaseModel(config.with_head(num_criteria), None)
     if architecture.any():
         raise UserError("architecture.* changes a preset; a model that is loaded keeps its own architecture")
-    directory = hf.resolve(name, revision)
+    directory = hf.resolve(manifest.exported(name, "train-lm", "train-rater"), revision)
     config, labels = hf.read_config(directory)
     if labels and not num_criteria:
         raise UserError(f"{name}: a rater, not a language model")

@@ -87,11 +87,8 @@ def begin(
     def run(state: Literal["fresh", "resumed", "finished"], counts: Mapping[str, Any]) -> Run:
         return Run(output, stage, dict(config), dict(inputs), state, dict(counts), determined)
 
-    # Listed first, read second: what another worker of ours had written by the time of the listing came after its
-    # run.json, which is therefore found. The other way round its first files would look like somebody else's.
-    left = [name for name in storage.list_dir(output) if name not in (LOG, LOGS, CACHE) and not _unborn(name)]
-    found = _found(output)
-    if found is None and left:
+    found, left = standing(output)
+    if left:
         instead = "--overwrite does not remove it, empty it by hand" if overwrite else "choose another --output"
         raise UserError(f"{output}: not empty and not a run of ours ({left[0]} ...); {instead}")
     with contextlib.ExitStack() as stack:
@@ -114,6 +111,35 @@ def begin(
     finished = "counts" in found
     log.info("%s: %s %s", stage, output, "is complete" if finished else "is unfinished: resuming")
     return run("finished" if finished else "resumed", found.get("counts", {}))
+
+
+def standing(output: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What stands in a directory.
+
+    Returns:
+        The manifest of a finished run, else the fingerprint of an unfinished one (without `counts`), else None; and
+        where it is None, the names of files that no run of ours left.
+    """
+    # Listed first, read second: what another worker of ours had written by the time of the listing came after its
+    # run.json, which is therefore found. The other way round its first files would look like somebody else's.
+    left = [name for name in storage.list_dir(output) if name not in (LOG, LOGS, CACHE) and not _unborn(name)]
+    found = _found(output)
+    return found, left if found is None else []
+
+
+def mismatch(document: Mapping[str, Any], *, stage: str, identity: Mapping[str, Any]) -> str:
+    """How a run of this stage and config differs from the one in `document`, whatever both read; empty where not."""
+    before = document["determined"]
+    return "; ".join(_differences(before, _determined(stage, identity, before.get("inputs", {}))))
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """What identifies a finished artifact, by its manifest.
+
+    Its `config` does not count: what of it determines the result stands in `determined`, the rest (output directory,
+    worker counts) would make equal artifacts differ.
+    """
+    return sha256(json.dumps({**document, "config": None}, sort_keys=True))
 
 
 def difference(run: Run, *, stage: str, identity: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
@@ -217,19 +243,22 @@ def is_artifact(directory: str) -> bool:
 
 
 def exported(path: str, *stages: str) -> str:
-    """The model inside a finished run: `rater/` (n-gram and combined raters) or `hf/`; other paths stay as they are."""
+    """The model inside a finished run: `rater/` (n-gram and combined raters) or `hf/`; other paths stay as they are.
+
+    Raises:
+        UserError: unfinished, made by another stage than `stages`, `convert` or `fetch`, or fetched and no model.
+    """
     if not is_artifact(path):
         return path
-    read(path, stages=(*stages, "convert"))
-    own = storage.join(path, "rater")
-    return own if storage.is_dir(own) else storage.join(path, "hf")
+    made_by = read(path, stages=(*stages, "convert", "fetch"))["stage"]
+    own, foreign = storage.join(path, "rater"), storage.join(path, "hf")
+    if made_by == "fetch" and not storage.is_dir(foreign):
+        raise UserError(f"{path}: fetched data, not a model")
+    return own if storage.is_dir(own) else foreign
 
 
 def input_digest(patterns: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
-    """What identifies an input: the manifests of artifact directories, size and edge hash of every other file.
-
-    A manifest counts without its `config`: what of it determines the result stands in `determined`, the rest (output
-    directory, worker counts) would make equal artifacts differ.
+    """What identifies an input: the manifests of artifact directories (`digest`), size and edge hash of other files.
 
     Raises:
         UserError: a named directory, or one that holds a named file, is (or lies in) an unfinished artifact.
@@ -241,7 +270,7 @@ def input_digest(patterns: Sequence[str], files: Sequence[str]) -> dict[str, Any
         if place and is_artifact(place):
             document = read(place)
             if place in places:
-                manifests[place] = sha256(json.dumps(document | {"config": None}, sort_keys=True))
+                manifests[place] = digest(document)
     others = [file for file in files if not any(file.startswith(storage.join(root, "")) for root in manifests)]
     digests = [[Path(file).name, storage.digest(file)] for file in others]
     return {"manifests": sorted(manifests.values()), "files": len(others), "sha256": sha256(json.dumps(digests))}
