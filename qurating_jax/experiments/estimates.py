@@ -151,7 +151,7 @@ def _estimate(known: Amounts, node: Node, site: Site, rates: Sequence[Rate]) -> 
     work = work_of(known, node, site)
     on_device = work.where == "device" and site.device is not None
     device = "" if work.where == "elsewhere" else site.device.name if on_device and site.device else CPU
-    number = site.num_devices if on_device else min(site.cores, work.cores or site.cores)
+    number = site.num_devices if on_device else work.cores_of(site.cores)
     per_second, startup, basis, source = _speed(node.stage, work, site, rates, device, number)
     hours = None
     if per_second is not None and work.units is not None:

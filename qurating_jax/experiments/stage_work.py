@@ -86,6 +86,10 @@ class Work:
         """Of a model; None where there is none."""
         return self.flops / self.units if self.flops and self.units else None
 
+    def cores_of(self, there: int) -> int:
+        """Cores that it uses of those that are there."""
+        return min(there, self.cores or there)
+
 
 def work_of(known: Amounts, node: Node, site: Site) -> Work:
     """What a run of a node comes to; of stages without a function of their own nothing is known."""
@@ -320,7 +324,9 @@ def _eval_lm(known: Amounts, node: Node, site: Site) -> Work:
     length = float(min(context, max(1.0, read.mean_tokens or context)))
     flops = sum(float(forward_flops(model, length)) for model in decoders) * tokens / length
     notes = tuple(f"{place}: counted as one model" for place in config.model if place.endswith("@all"))
-    return Work("device", "tokens", tokens * len(decoders), flops, notes=notes, facts={"models": len(decoders)})
+    size = None if read.documents is None else _BYTES_PER_RATED * read.documents * len(decoders)
+    facts = {"models": len(decoders)}
+    return Work("device", "tokens", tokens * len(decoders), flops, storage=size, notes=notes, facts=facts)
 
 
 def _train_lm(known: Amounts, node: Node, site: Site) -> Work:

@@ -1,86 +1,63 @@
-"""What a training run takes: parameters, FLOPs, steps, memory per device, disk, hours. Needs and touches no device."""
+"""What experiments, or a training run, take before they are started: FLOPs, memory, disk, hours, cost.
+
+It needs and touches no device. FILE is a recipe of train-lm, or experiment files: then every stage run of their graph
+is planned, with speeds from measured rates, and what is finished is told apart. docs/plan.md says what is exact.
+"""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from qurating_jax import config as configs
 from qurating_jax.config import option
+from qurating_jax.experiments.recipes import Changes, RowOptions
 from qurating_jax.runtime.errors import UsageError
 from qurating_jax.stage import InspectConfig, StageConfig, require
 from qurating_jax.training.lm_options import LmOptions
 
 if TYPE_CHECKING:
+    from qurating_jax.experiments.graph import Graph
+    from qurating_jax.experiments.stage_work import Site
+    from qurating_jax.parallel.devices import DeviceModel
     from qurating_jax.training.planning import Machine, Plan, Rows
 
-# train-lm pads a preset's vocabulary to the tokenizer's; without tokens it is Llama-2's, as the presets have it.
-_VOCABULARY = 32_000
+_CPU = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshChanges:
-    """Devices per axis of the mesh, in place of the recipe's."""
-
-    data: int | None = option(None, "replicas; -1 takes the devices that are left")
-    fsdp: int | None = option(None, "devices that split parameters and batch")
-    tensor: int | None = option(None, "devices that split heads and MLP")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeChanges:
-    """How the step is computed, in place of the recipe's."""
-
-    dtype: Literal["float32", "bfloat16"] | None = option(None, "dtype of the matrix products")
-    remat: Literal["none", "dots", "full"] | None = option(None, "what the backward pass recomputes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """Settings of the recipe that may be tried out; null leaves the recipe's."""
-
-    num_steps: int | None = option(None, "updates")
-    num_epochs: float | None = option(None, "passes over the rows")
-    batch_sequences: int | None = option(None, "rows per update")
-    accumulation: int | None = option(None, "micro-batches per update")
-    mesh: MeshChanges = MeshChanges()
-    compute: ComputeChanges = ComputeChanges()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(InspectConfig, Changes):
+class Config(InspectConfig, Changes, RowOptions):
     """Options of `qurating plan`."""
 
-    recipe: str = option("", "a config file of train-lm", positional=True)
-    device: str = option("", "the accelerator, such as H100 or TPU v5e")
+    files: tuple[str, ...] = option((), "experiment files, or a config file of train-lm", positional=True)
+    recipe: str = option("", "the same as a single file: a config file of train-lm")
+    device: str = option("", "the accelerator, such as H100 or TPU v5e; for experiments also cpu")
     num_devices: int = option(1, "how many of them")
-    tokens: tuple[str, ...] = option((), "outputs of `qurating tokenize`; none: the recipe's, where they are there")
-    num_rows: int | None = option(None, "rows, where there are no tokens yet")
-    training_tokens: int | None = option(None, "or tokens of all rows")
-    sequence_tokens: int | None = option(None, "tokens of a row, where there are no tokens yet")
-    layout: Literal["packed", "segments"] = option("packed", "layout of the rows, where there are no tokens yet")
-    vocab_size: int = option(_VOCABULARY, "the tokenizer's vocabulary, where there are no tokens yet")
     mfu: float | None = option(
-        None, "share of the devices' peak that training reaches; null: assumed, see docs/plan.md"
+        None, "share of the devices' peak that is reached; null: measured rates, else assumed, see docs/plan.md"
     )
-    tokens_per_second: float | None = option(None, "measured rate of all devices together, in place of mfu")
     price_per_device_hour: float | None = option(None, "for the cost")
-    compile: bool = option(False, "compile the step ahead of time (TPU): memory as the compiler has it, in minutes")
-    topology: str = option("", "shape of the TPU slice to compile for, such as 4x4x8; none: by num_devices")
+    scale: str = option("", "experiments: a file in scales/ beside their base, by name, or a path")
+    set: tuple[str, ...] = option((), "experiments: NAME=VALUE or STEP.OPTION=VALUE, over what the files say")
+    seeds: tuple[int, ...] = option((0,), "experiments: every one runs once with each")
+    output: str = option("", "experiments: their directory; what is finished there is counted as done")
+    num_cores: int | None = option(None, "experiments: cores of a host; null: as many as this machine has")
+    price_per_host_hour: float | None = option(None, "experiments: for the cost of what runs on a host's cores")
+    rates: tuple[str, ...] = option((), "experiments: files of measured rates, beside those that ship")
 
     def __post_init__(self) -> None:
-        if self.num_devices < 1:
-            raise ValueError("num_devices must be at least 1")
+        if self.num_devices < 1 or (self.num_cores is not None and self.num_cores < 1):
+            raise ValueError("num_devices and num_cores must be at least 1")
         if self.mfu is not None and not 0 < self.mfu <= 1:
             raise ValueError("mfu is a share of the peak, above 0 and at most 1")
         if self.mfu is not None and self.tokens_per_second is not None:
             raise ValueError("give mfu or tokens_per_second, not both")
-        if self.num_rows is not None and self.training_tokens is not None:
-            raise ValueError("give num_rows or training_tokens, not both")
-        given = (self.num_rows, self.training_tokens, self.sequence_tokens, self.tokens_per_second, self.vocab_size)
-        if any(value is not None and not value > 0 for value in given):
-            raise ValueError("num_rows, training_tokens, sequence_tokens, tokens_per_second, vocab_size are positive")
-        if self.price_per_device_hour is not None and self.price_per_device_hour < 0:
-            raise ValueError("price_per_device_hour must be at least 0")
+        self.check_rows()
+        for name in ("price_per_device_hour", "price_per_host_hour"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be at least 0")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError("seeds are one or more numbers of 0 and above")
+        if self.recipe and self.files:
+            raise ValueError("give a recipe or files, not both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +67,99 @@ class Recipe(StageConfig, LmOptions):
 
 def main(config: Config) -> dict[str, Any]:
     """Prints the plan."""
-    from qurating_jax.models.base import resolve_base
-    from qurating_jax.training import plan_report, planning
+    from qurating_jax.experiments.recipes import is_recipe
 
-    require(config, "recipe")
-    machine, recipe = _machine(config), _recipe(config)
-    rows, vocab_size = _rows(config, recipe)
-    model = resolve_base(
-        recipe.model,
-        revision=recipe.revision,
-        architecture=recipe.architecture,
-        vocab_size=vocab_size,
-        sequence_tokens=rows.tokens,
-    ).config
+    if not config.recipe:
+        require(config, "files")
+    if config.recipe or is_recipe(config.files):
+        return _plan_recipe(config, config.recipe or config.files[0])
+    return _plan_experiments(config)
+
+
+# --- experiments ------------------------------------------------------------------------------------------------------
+
+
+def _plan_experiments(config: Config) -> dict[str, Any]:
+    """A row for every stage run, and sums: of all, and of what is not finished."""
+    from qurating_jax.experiments import amounts, estimate_text, estimates, rates, recipes
+
+    recipes.refuse_recipe_options(config)
+    site, graph = _site(config), _graph(config)
+    measured = rates.load_rates([rates.SHIPPED, *config.rates])
+    known = amounts.amounts(graph)
+    amounts.check_budgets(graph, known)
+    found = estimates.estimate(graph, site, measured, known)
+    where = f"{config.num_devices} x {site.device.name}" if site.device else f"the CPU, {site.cores} core(s)"
+    if not config.json:
+        runs = f"{len(graph.runs)} run{'s' * (len(graph.runs) != 1)}"
+        estimate_text.show(f"{runs}{config.scale and f' at {config.scale}'} on {where}", found)
+    return {
+        "device": site.device.name if site.device else _CPU,
+        "num_devices": config.num_devices,
+        "num_cores": site.cores,
+        "scale": config.scale,
+        "runs": [run.name for run in graph.runs],
+        "bytes_per_token": known.bytes_per_token,
+        "nodes": [one.as_dict() for one in found],
+        "all": dataclasses.asdict(estimates.totals(found)),
+        "left": dataclasses.asdict(estimates.totals(one for one in found if not one.done)),
+    }
+
+
+def _graph(config: Config) -> "Graph":
+    """The graph; values that are not set stand in it by their names, since a plan needs no data."""
+    from qurating_jax.experiments.files import load_experiment
+    from qurating_jax.experiments.graph import build
+    from qurating_jax.stages import step_config
+
+    experiments = [
+        load_experiment(file, scale=config.scale, given=config.set, config_of=step_config, placeholders=True)
+        for file in config.files
+    ]
+    return build(experiments, config.seeds, config.output.rstrip("/") or "<output>", step_config)
+
+
+def _site(config: Config) -> "Site":
+    import os
+
+    from qurating_jax.experiments.stage_work import Site
+
+    if config.device == _CPU and config.num_devices > 1:
+        raise UsageError("--device cpu: one machine, whose cores are --num_cores")
+    return Site(
+        None if config.device == _CPU else _device(config, _CPU),
+        config.num_devices,
+        config.num_cores or os.cpu_count() or 1,
+        config.price_per_device_hour,
+        config.price_per_host_hour,
+        config.mfu,
+    )
+
+
+def _device(config: Config, *more: str) -> "DeviceModel":
+    from qurating_jax.parallel.devices import DEVICES, find_device
+
+    device = find_device(config.device) if config.device else None
+    if device is None:
+        known = ", ".join([*(device.name for device in DEVICES), *more])
+        raise UsageError(f"--device {config.device or '(not given)'}: known are {known}")
+    return device
+
+
+# --- a recipe of train-lm ---------------------------------------------------------------------------------------------
+
+
+def _plan_recipe(config: Config, path: str) -> dict[str, Any]:
+    """The plan of one training run, in full."""
+    from qurating_jax.experiments import recipes
+    from qurating_jax.training import plan_report, planning
+    from qurating_jax.training.planning import Machine
+
+    _refuse_experiment_options(config)
+    machine = Machine(_device(config), config.num_devices, config.price_per_device_hour)
+    recipe = recipes.read_recipe(path, config, Recipe)
+    rows, vocab_size = recipes.rows_of_recipe(config, recipe)
+    model = recipes.model_of_recipe(recipe, rows, vocab_size)
     found = planning.plan(recipe, model, rows, machine, mfu=config.mfu, tokens_per_second=config.tokens_per_second)
     compiled: dict[str, Any] = {}
     if config.compile:
@@ -115,63 +172,15 @@ def main(config: Config) -> dict[str, Any]:
         "alternatives": {other.change: other.memory.peak for other in others},
     }
     if not config.json:
-        plan_report.show(config.recipe, found, machine, rows, recipe, others, compiled)
+        plan_report.show(path, found, machine, rows, recipe, others, compiled)
     return counts
 
 
-def _machine(config: Config) -> "Machine":
-    from qurating_jax.parallel.devices import DEVICES, find_device
-    from qurating_jax.training.planning import Machine
-
-    device = find_device(config.device) if config.device else None
-    if device is None:
-        known = ", ".join(device.name for device in DEVICES)
-        raise UsageError(f"--device {config.device or '(not given)'}: known are {known}")
-    return Machine(device, config.num_devices, config.price_per_device_hour)
-
-
-def _recipe(config: Config) -> Recipe:
-    """The recipe with the changes on top; an unknown key is an error as in train-lm."""
-    values = configs.load_yaml(config.recipe)
-    own = {field.name for field in dataclasses.fields(LmOptions)}
-    if not own & set(values):
-        raise UsageError(f"{config.recipe}: not a config of train-lm (it has none of its options)")
-    if unknown := set(values) - {field.name for field in dataclasses.fields(Recipe)}:
-        shared = own & set(values)
-        if len(unknown) > len(shared) // 2:
-            names = ", ".join(f"`{name}`" for name in sorted(unknown)[:3])
-            raise UsageError(f"{config.recipe}: not a config of train-lm, which has no {names}")
-    for field in dataclasses.fields(Changes):
-        change = getattr(config, field.name)
-        if dataclasses.is_dataclass(change):
-            group = {key: value for key, value in vars(change).items() if value is not None}
-            if group:
-                values[field.name] = {**(values.get(field.name) or {}), **group}
-        elif change is not None:
-            values[field.name] = change
-    return configs.decode(Recipe, values, where=config.recipe)
-
-
-def _rows(config: Config, recipe: Recipe) -> "tuple[Rows, int]":
-    """The rows of the run and the vocabulary of their tokenizer."""
-    from qurating_jax.data.token_sets import open_token_sets
-    from qurating_jax.runtime import storage
-    from qurating_jax.training.planning import Rows
-
-    described = config.num_rows is not None or config.training_tokens is not None or config.sequence_tokens is not None
-    directories = config.tokens or (() if described else recipe.tokens)
-    if config.tokens and described:
-        raise UsageError("give --tokens, or num_rows, training_tokens and sequence_tokens, not both")
-    if directories and (config.tokens or all(storage.exists(directory) for directory in directories)):
-        sets = open_token_sets(directories)
-        return Rows(sum(sets.num_rows), sets.sequence_tokens, sets.layout == "packed"), sets.vocab_size
-    if config.sequence_tokens is None or (config.num_rows is None and config.training_tokens is None):
-        raise UsageError(
-            "how many rows? give --tokens DIR (output of tokenize), or --sequence_tokens T and --num_rows N or "
-            "--training_tokens N"
-        )
-    num_rows = config.num_rows or -(-(config.training_tokens or 0) // config.sequence_tokens)
-    return Rows(num_rows, config.sequence_tokens, config.layout == "packed"), config.vocab_size
+def _refuse_experiment_options(config: Config) -> None:
+    names = ("scale", "set", "seeds", "output", "num_cores", "price_per_host_hour", "rates")
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    if given := [name for name in names if getattr(config, name) != defaults[name]]:
+        raise UsageError(f"--{given[0]} is for experiments, and this is a recipe of train-lm")
 
 
 def _compiled(
