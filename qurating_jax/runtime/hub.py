@@ -142,8 +142,9 @@ def _api(repository: Repository) -> Any:
     """The client, without its telemetry, warnings and bars."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
     import huggingface_hub
+    from huggingface_hub.utils import logging as client_logging
 
-    huggingface_hub.logging.set_verbosity_error()
+    client_logging.set_verbosity_error()
     if huggingface_hub.is_offline_mode():
         raise UserError(
             f"{repository.name}: HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or name a local copy by "

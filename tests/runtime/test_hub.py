@@ -146,10 +146,11 @@ def test_a_cut_connection_is_taken_up_where_it_broke(commit, repo, server, tmp_p
     assert server.served["config.json"] == 2
 
 
-def test_a_server_without_ranges_still_gives_the_rest(commit, repo, tmp_path):
+def test_a_server_without_ranges_still_gives_the_rest(commit, repo, server, tmp_path):
     repo.ranges, repo.cuts = False, {"model.safetensors": [1_500_000]}
     fetch(tmp_path, commit)
     assert content(tmp_path) == FILES
+    assert server.served["model.safetensors"] == 1_500_000 + len(BIG)  # put together right at once
 
 
 def test_a_busy_hub_is_asked_again_and_a_dead_one_given_up_with_what_has_come(commit, repo, tmp_path):
