@@ -48,9 +48,10 @@ def compare(
         on_read: called with numbers of runs.
 
     Returns:
-        Plain values for JSON: `baseline`, `level`, `windows` (how all were evaluated; None where nothing was) and
-        `experiments` by name, each with `title`, `seeds`, `scales`, `evaluation`, `selection`, `training` (None where
-        nothing is there), `difference` (None for the baseline) and `missing`. See docs/experiments.md.
+        Plain values for JSON: `baseline`, `level`, `windows` (how all were evaluated; None where nothing was), `names`
+        in their order, which keys of JSON do not keep, and `experiments` by name, each with `title`, `seeds`, `scales`,
+        `evaluation`, `selection`, `training` (None where nothing is there), `difference` (None for the baseline) and
+        `missing`. See docs/experiments.md.
 
     Raises:
         UsageError: no experiment of the baseline's name.
@@ -74,25 +75,26 @@ def compare(
         )
     windows = _windows(every)
     log.info("compare: %d runs of %d experiments with %s", len(every), len(experiments), name)
-    rows: dict[str, dict[str, Any]] = {
-        experiment: {
-            "title": next(iter(of.values())).record.title,
-            "seeds": list(of),
-            "scales": sorted({outcome.record.scale for outcome in of.values()}),
-            "evaluation": _evaluation(of, level),
-            "selection": _selection(of),
-            "training": _training(of),
-            "difference": None if experiment == name else _difference(of, experiments[name], level),
-            "missing": [
-                f"seed {seed}: {', '.join(outcome.missing)}" for seed, outcome in of.items() if outcome.missing
-            ],
-        }
-        for experiment, of in experiments.items()
-    }
+    rows = {experiment: _row(of, experiments[name], level) for experiment, of in experiments.items()}
     for experiment, found in _overlaps(experiments, name).items():
         rows[experiment]["selection"]["overlap"] = found
     _adjust([row["difference"] for row in rows.values() if row["difference"] is not None])
-    return {"baseline": name, "level": level, "windows": windows, "experiments": rows}
+    return {"baseline": name, "level": level, "windows": windows, "names": list(rows), "experiments": rows}
+
+
+def _row(outcomes: Outcomes, baseline: Outcomes, level: float) -> dict[str, Any]:
+    """What is said of one experiment, but for what takes all of them."""
+    records = [outcome.record for outcome in outcomes.values()]
+    return {
+        "title": records[0].title,
+        "seeds": list(outcomes),
+        "scales": sorted({record.scale for record in records}),
+        "evaluation": _evaluation(outcomes, level),
+        "selection": _selection(outcomes),
+        "training": _training(outcomes),
+        "difference": None if outcomes is baseline else _difference(outcomes, baseline, level),
+        "missing": [f"seed {seed}: {', '.join(of.missing)}" for seed, of in outcomes.items() if of.missing],
+    }
 
 
 def _baseline(names: Sequence[str], asked: str | None) -> str:

@@ -44,7 +44,7 @@ def test_the_whole_is_plain_json_and_in_the_order_of_the_runs(output, result):
     assert result == compared(output)
     assert (result["baseline"], result["level"]) == ("uniform", 0.95)
     assert result["windows"] == {"context_tokens": 32, "stride_tokens": 31, "bos": "none"}
-    assert list(result["experiments"]) == ["top", "uniform"]
+    assert list(result["experiments"]) == result["names"] == ["top", "uniform"]
     places = [f"{output}/runs/uniform", f"{output}/runs/top"]
     assert list(compare(find_runs(places))["experiments"]) == ["uniform", "top"]
     for name, of in result["experiments"].items():
