@@ -62,6 +62,7 @@ STAGES: dict[str, Stage] = {
     "plan": Stage("plan", "what a train-lm recipe takes: FLOPs, memory per device, disk, hours; no device needed"),
     "train-lm": Stage("train_lm", "token shards -> language model", "hosts"),
     "eval-lm": Stage("eval_lm", "language models + documents -> held-out perplexity by domain, compared"),
+    "compare": Stage("compare", "runs of experiments -> one table: perplexity, selections, differences over seeds"),
     "report": Stage("report", "finished stages -> one readable page"),
     "fetch": Stage("fetch", "published raters, judgments, rated corpora and language models, by name"),
     "convert": Stage("convert", "weights: Hugging Face directory <-> Orbax checkpoint"),
