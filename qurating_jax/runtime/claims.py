@@ -92,6 +92,35 @@ class Claims:
                     )
             yield
 
+    def hold(self, name: str) -> int | None:
+        """Claims `name` for as long as a descriptor is open, here or in a process that it was handed to.
+
+        So a claim outlives the process that took it, where one that was started by it is still at work.
+
+        Returns:
+            The open descriptor, to be closed by the caller; None where another holds the claim.
+
+        Raises:
+            UserError: nothing can be claimed here (see `obstacle`).
+        """
+        while True:
+            try:
+                storage.make_dirs(self.directory)
+                descriptor = os.open(self._path(name), os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise UserError(f"{self.directory}: nothing can be claimed there ({error.strerror})") from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except OSError as error:
+                os.close(descriptor)
+                raise UserError(f"{self.directory}: nothing can be claimed there ({error.strerror})") from None
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)  # `remove` took the file between the two
+
     def remove(self) -> None:
         """Removes the lock files that nobody holds, and their directory if it is empty then.
 

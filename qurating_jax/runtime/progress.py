@@ -37,7 +37,7 @@ def line(title: str, done: int, total: int | None, unit: str, *, rate: float) ->
     """One plain progress line: what, how far, how fast (units per second), how long still."""
     if total is None:
         return f"{title}: {done:,} {unit}, {rate:,.1f} {unit}/s"
-    left = _duration((total - done) / rate) if rate > 0 else "unknown"
+    left = duration((total - done) / rate) if rate > 0 else "unknown"
     return f"{title}: {done:,}/{total:,} {unit} ({done / max(total, 1):.0%}), {rate:,.1f} {unit}/s, {left} left"
 
 
@@ -66,7 +66,8 @@ def _bar(title: str, total: int | None, unit: str, start: int) -> Iterator[Calla
         yield lambda amount: display.advance(task, amount)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a reader likes them: `1h02m`, `3m20s`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
