@@ -62,7 +62,8 @@ def tokenized_rows(options: TokenizeOptions, found: Found) -> int | None:
         layout = Segments(size, options.overlap_tokens, options.min_tail_tokens)
         each = float(layout.tally(np.array([round(closed / found.documents)], np.int64)).rows)
     else:
-        least = max(options.min_tail_tokens, options.overlap_tokens + 1)
         mean = closed / found.documents
-        each = math.exp(-least / mean) / -math.expm1(-stride / mean)
+        later = max(options.min_tail_tokens, options.overlap_tokens + 1)  # what only repeats the window before is none
+        each = math.exp(-options.min_tail_tokens / mean)
+        each += math.exp(-(stride + later) / mean) / -math.expm1(-stride / mean)
     return max(1, round(share * found.documents * each))

@@ -182,12 +182,13 @@ def _tokenize(known: Amounts, node: Node, site: Site) -> Work:
 
 
 def token_bytes(num_tokens: float, vocabulary: int) -> float:
-    """Bytes of rows on disk: uint16 or int32, which zstd packs to about a bit less than the ids need.
+    """Bytes of rows on disk as zstd packs them, uint16 or int32. Of segment ids, which are runs, little stays.
 
-    Segment ids are runs of one number, of which next to nothing stays.
+    A line through what tokens of real text took: 1.19 bytes with a vocabulary of 1 024, 1.2 to 1.5 (mostly 1.4) with
+    32 003 and 50 277. Larger vocabularies were not measured.
     """
     stored = 2 if vocabulary <= 1 << 16 else 4
-    return num_tokens * min(stored, (math.log2(vocabulary) - 1) / 8)
+    return num_tokens * min(stored, 0.73 + 0.046 * math.log2(vocabulary))
 
 
 # --- judgments and raters ---------------------------------------------------------------------------------------------
