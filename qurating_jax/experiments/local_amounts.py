@@ -1,13 +1,14 @@
-"""How much of documents files of this machine hold: footers of Parquet, the text of small files, and no guess."""
+"""How much of documents files of this machine hold: by footers of Parquet, and by reading some of the rest."""
 
 import os
+from collections.abc import Sequence
 
 from qurating_jax.experiments.files import Amount
 from qurating_jax.runtime.errors import UserError
 
 NOTHING = Amount()
 
-_MOST_BYTES_READ = 64 << 20  # of a file without a footer; of larger ones nothing is known, a plan takes seconds
+_MOST_BYTES_READ = 64 << 20  # of files without footers: a plan takes seconds
 _MOST_FILES_SUMMED = 8  # whose column of token counts is read; the others have as many tokens for their rows
 
 
@@ -27,7 +28,9 @@ def held(place: str, text_field: str, tokens_field: str) -> Amount:
 
     try:
         files = documents.find_files([place])
-        found = [_file(file, text_field, tokens_field, place < _MOST_FILES_SUMMED) for place, file in enumerate(files)]
+        footers = [file for file in files if file.endswith(".parquet")]
+        found = [_parquet(file, text_field, tokens_field, n < _MOST_FILES_SUMMED) for n, file in enumerate(footers)]
+        found += _lines([file for file in files if not file.endswith(".parquet")], text_field)
     except (UserError, OSError):  # the stage that reads it says what is wrong with it
         return NOTHING
     rows = [one.documents for one in found]
@@ -39,22 +42,25 @@ def held(place: str, text_field: str, tokens_field: str) -> Amount:
     )
 
 
-def _tokens(found: list[Amount]) -> int | None:
-    """Of all files, by those whose column was read."""
-    few, rest = found[:_MOST_FILES_SUMMED], found[_MOST_FILES_SUMMED:]
-    if any(one.tokens is None for one in few) or any(one.documents is None for one in found):
-        return None
-    tokens = sum(one.tokens or 0 for one in few)
-    documents = sum(one.documents or 0 for one in few)
-    more = sum(one.documents or 0 for one in rest)
-    return tokens + round(tokens / documents * more) if documents else tokens
+def _lines(files: Sequence[str], text_field: str) -> list[Amount]:
+    """Files without footers: the first ones are read, the others have as much in a byte on disk."""
+    found: list[Amount] = []
+    left, sizes = _MOST_BYTES_READ, [os.path.getsize(file) for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        left -= size
+        if left < 0:
+            break
+        found.append(_read(file, text_field))
+    read, rest = sum(sizes[: len(found)]), sum(sizes[len(found) :])
+    if rest and not read:
+        return [NOTHING]
+    if rest:
+        documents, text = sum(one.documents or 0 for one in found), sum(one.bytes or 0 for one in found)
+        found.append(Amount(documents=round(documents * rest / read), bytes=round(text * rest / read)))
+    return found
 
 
-def _file(file: str, text_field: str, tokens_field: str, sum_tokens: bool) -> Amount:
-    if file.endswith(".parquet"):
-        return _parquet(file, text_field, tokens_field, sum_tokens)
-    if os.path.getsize(file) > _MOST_BYTES_READ:
-        return NOTHING
+def _read(file: str, text_field: str) -> Amount:
     from qurating_jax.data.documents import Rejects, get_field, read_rows
 
     number = size = 0
@@ -64,6 +70,17 @@ def _file(file: str, text_field: str, tokens_field: str, sum_tokens: bool) -> Am
             number += 1
             size += len(text.encode(errors="replace")) if isinstance(text, str) else 0
     return Amount(documents=number, bytes=size)
+
+
+def _tokens(found: list[Amount]) -> int | None:
+    """Of all files, by those whose column was read."""
+    few, rest = found[:_MOST_FILES_SUMMED], found[_MOST_FILES_SUMMED:]
+    if any(one.tokens is None for one in few) or any(one.documents is None for one in found):
+        return None
+    tokens = sum(one.tokens or 0 for one in few)
+    documents = sum(one.documents or 0 for one in few)
+    more = sum(one.documents or 0 for one in rest)
+    return tokens + round(tokens / documents * more) if documents else tokens
 
 
 def _parquet(file: str, text_field: str, tokens_field: str, sum_tokens: bool) -> Amount:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from planned_chain import make_graph, node_of
 
+from qurating_jax.experiments import local_amounts
 from qurating_jax.experiments.amounts import BYTES_PER_TOKEN, amounts, check_budgets, node_at
 from qurating_jax.experiments.local_amounts import held
 from qurating_jax.runtime import storage
@@ -59,6 +60,18 @@ def test_files_of_this_machine(tmp_path):
     assert (both.documents, both.tokens) == (600, None)
     assert held(str(tmp_path / "none"), "text", "length").documents is None
     assert held(str(parquet), "content", "length").bytes is None
+
+
+def test_of_much_without_footers_the_first_files_are_read(tmp_path, monkeypatch):
+    rows = [json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(TEXTS)]
+    for number in range(10):
+        (tmp_path / f"{number}.jsonl").write_text("".join(rows))
+    size = (tmp_path / "0.jsonl").stat().st_size
+    monkeypatch.setattr(local_amounts, "_MOST_BYTES_READ", 2 * size)
+    found = held(str(tmp_path), "text", "length")
+    assert (found.documents, found.bytes) == (3000, 10 * BYTES)
+    monkeypatch.setattr(local_amounts, "_MOST_BYTES_READ", size - 1)
+    assert held(str(tmp_path), "text", "length").documents is None
 
 
 def test_token_counts_of_many_files_are_those_of_the_first_ones_for_all_rows(tmp_path):
