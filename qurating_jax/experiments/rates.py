@@ -113,8 +113,7 @@ def append(path: str, rate: Rate) -> None:
     Raises:
         UsageError: the file is no file of rates, or its list is written so that nothing can be put behind it.
     """
-    if storage.is_remote(path):
-        raise UsageError(f"--rates {path}: give a local file")
+    check_file(path)
     with FileLock(_lock(path)):
         text = storage.read_text(path) if storage.exists(path) else "rates:\n"
         before = _parse(_values(text, path), path)
@@ -168,6 +167,44 @@ def find_speed(
         scale *= (rate.flops_per_unit or 1) / flops_per_unit
     basis: Basis = "scaled" if other_stage or apart or other_number else "measured"
     return Speed(rate.per_second * scale, rate.startup_seconds, basis, rate)
+
+
+def check_file(path: str) -> None:
+    """Raises `UsageError` where `append` would refuse a file, before hours are spent on what is to go there."""
+    if storage.is_remote(path):
+        raise UsageError(f"--rates {path}: give a local file")
+    if storage.exists(path):
+        load_rates([path])
+
+
+def of_devices(
+    stage: str, per_second: float, *, flops_per_token: float, num_devices: int, work: str, command: str
+) -> Rate:
+    """A rate in tokens of the devices that JAX has here; of a CPU its cores count.
+
+    Raises:
+        UsageError: an accelerator that `parallel.devices` does not know.
+    """
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == CPU:
+        return Rate(
+            stage=stage, cores=num_cores(), work=work, per_second=per_second, flops_per_unit=flops_per_token,
+            measured=now(command),
+        )  # fmt: skip
+    device = find_device(kind)
+    if device is None:
+        raise UsageError(f"--rates: {kind} is not in the table of devices (qurating_jax/parallel/devices.py)")
+    return Rate(
+        stage=stage, device=device.name, num_devices=num_devices, work=work, per_second=per_second,
+        flops_per_unit=flops_per_token, measured=now(command),
+    )  # fmt: skip
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def now(command: str) -> Measured:

@@ -18,6 +18,7 @@ from qurating_jax.stage import InspectConfig
 
 if TYPE_CHECKING:
     from qurating_jax.data.tokenizer import TextTokenizer
+    from qurating_jax.experiments.rates import Rate
     from qurating_jax.models.llama import Params
     from qurating_jax.scoring.benching.samples import Sample
     from qurating_jax.scoring.benching.setting import Setting
@@ -50,6 +51,7 @@ class Config(InspectConfig):
     file_tokens: int = option(16_384, "tokens of the documents of the part `end_to_end`, about")
     file_rounds: int = option(3, "turns of either side of the part `end_to_end`")
     rows_per_part: int = option(10_000, "documents per output file of the part `end_to_end`")
+    rates: str = option("", "file of rates for `qurating plan` that the part `scorer` adds ours on full windows to")
     mesh: MeshShape = MeshShape()
     compute: ComputeConfig = ComputeConfig()
 
@@ -58,6 +60,8 @@ class Config(InspectConfig):
             raise ValueError(f"model {self.model!r} is none of {', '.join(PRESETS)}")
         if bool(self.documents) != (self.tokenizer is not None):
             raise ValueError("documents and tokenizer go together: lengths are counted in tokens")
+        if self.rates and "scorer" not in self.parts:
+            raise ValueError("rates are those of the part scorer")
         if not self.parts or not self.attentions:
             raise ValueError("parts and attentions need at least one entry")
         for name in (
@@ -73,9 +77,12 @@ def main(config: Config) -> dict[str, Any]:
     import numpy as np
 
     from qurating_jax.data.tokenizer import load_tokenizer
+    from qurating_jax.experiments import rates
     from qurating_jax.scoring.benching import device, samples
     from qurating_jax.scoring.benching import scaling as many_devices
 
+    if config.rates:
+        rates.check_file(config.rates)
     setting = _setting(config)
     tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
     texts = samples.read_texts(config.documents, config.text_field, config.num_documents) if tokenizer else []
@@ -104,7 +111,25 @@ def main(config: Config) -> dict[str, Any]:
         _show(part, found)
     result["peak_memory_bytes"] = device.memory_bytes()
     _show_bounds(result)
+    if config.rates:
+        rates.append(config.rates, _rate(config, setting, result["scorer"]["full"]["sides"]))
     return result
+
+
+def _rate(config: Config, setting: "Setting", sides: dict[str, Any]) -> "Rate":
+    from qurating_jax.experiments import rates
+    from qurating_jax.models.flops import forward_flops
+
+    model, tokens = setting.model, float(config.window_tokens)
+    shape = f"hidden {model.embed_dim}, {model.num_layers} layers, {model.num_criteria} criteria"
+    return rates.of_devices(
+        "annotate",
+        sides[f"ours ({config.attentions[0]})"]["tokens_per_second"]["median"],
+        flops_per_token=float(forward_flops(model, tokens)) / tokens,
+        num_devices=setting.mesh.size,
+        work=f"{shape}, windows of {config.window_tokens} tokens, {config.compute.dtype}; the scorer alone",
+        command="qurating bench annotate",
+    )
 
 
 def _setting(config: Config) -> "Setting":

@@ -10,10 +10,13 @@ import os
 import platform
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qurating_jax.config import option
 from qurating_jax.stage import InspectConfig
+
+if TYPE_CHECKING:
+    from qurating_jax.experiments.rates import Rate
 
 Part = Literal["draw", "growth", "dsir"]
 
@@ -35,6 +38,7 @@ class Config(InspectConfig):
     targets: tuple[str, ...] = option((), "documents like those wanted")
     text_field: str = option("text", "field of the text")
     num_workers: int = option(0, "processes of our passes, and of either side of `dsir`; 0: one per core")
+    rates: str = option("", "file of rates for `qurating plan` that the part `dsir` adds ours to, files to weights")
 
     def __post_init__(self) -> None:
         if not self.parts or min(self.num_documents, self.num_domains, self.rounds, *self.sizes) < 1:
@@ -43,13 +47,18 @@ class Config(InspectConfig):
             raise ValueError(f"share is {self.share}; give a number above 0 and at most 1")
         if "dsir" in self.parts and not (self.documents and self.targets):
             raise ValueError("the part dsir needs --documents and --targets")
+        if self.rates and "dsir" not in self.parts:
+            raise ValueError("rates are those of the part dsir: a draw is the smaller part of what select does")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Prints a table per part as soon as it is measured, and returns all figures."""
+    from qurating_jax.experiments import rates
     from qurating_jax.runtime.terminal import show
     from qurating_jax.selection.benching import tables
 
+    if config.rates:
+        rates.check_file(config.rates)
     result: dict[str, Any] = {"machine": {"processor": platform.processor() or platform.machine(),
                                           "cores": os.cpu_count(), "python": platform.python_version()}}  # fmt: skip
     for part in config.parts:
@@ -62,7 +71,22 @@ def main(config: Config) -> dict[str, Any]:
         else:
             result[part] = _dsir(config)
             show([tables.dsir(result[part])])
+    if config.rates:
+        rates.append(config.rates, _rate(result["dsir"]))
     return result
+
+
+def _rate(found: dict[str, Any]) -> "Rate":
+    from qurating_jax.experiments import rates
+
+    return rates.Rate(
+        stage="select",
+        cores=found["num_workers"],
+        work=f"DSIR from files to weights, {found['documents']} documents of {found['bytes']} bytes",
+        unit="bytes",
+        per_second=found["weights"]["sides"]["ours"]["bytes_per_wall_second"]["median"],
+        measured=rates.now("qurating bench select"),
+    )
 
 
 def _draw(config: Config) -> list[dict[str, Any]]:

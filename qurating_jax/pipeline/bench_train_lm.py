@@ -18,6 +18,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.stage import InspectConfig
 
 if TYPE_CHECKING:
+    from qurating_jax.experiments.rates import Rate
     from qurating_jax.training.benching.ours import Setting, Trainer, Variant
 
 Part = Literal["step", "choices", "input", "checkpoint"]
@@ -58,6 +59,7 @@ class Config(InspectConfig):
     choices: Choices = Choices()
     checkpoint_steps: int = option(500, "updates between two checkpoints")
     input_steps: int = option(50, "batches of the part `input`")
+    rates: str = option("", "file of rates for `qurating plan` that ours is added to; made where it is not there")
     mesh: MeshShape = MeshShape()
     compute: ComputeConfig = ComputeConfig(scan_layers=False)
 
@@ -77,10 +79,13 @@ def main(config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from qurating_jax.experiments import rates
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.training.benching import around
     from qurating_jax.training.benching.ours import Setting, Trainer
 
+    if config.rates:
+        rates.check_file(config.rates)
     preset = dataclasses.replace(PRESETS[config.model], max_positions=config.sequence_tokens)
     setting = Setting(
         config.architecture.apply(preset),
@@ -112,7 +117,24 @@ def main(config: Config) -> dict[str, Any]:
     for part in ("input", "checkpoint"):
         for name, value in result.get(part, {}).items():
             print(f"{part + ' ' + name:<36} {value:.4g}")
+    if config.rates and "step" in result:
+        rates.append(config.rates, _rate(config, setting, result["step"]["sides"]["ours"]))
     return result
+
+
+def _rate(config: Config, setting: "Setting", ours: dict[str, Any]) -> "Rate":
+    from qurating_jax.experiments import rates
+
+    model, rows = setting.model, f"{config.batch_sequences} rows of {config.sequence_tokens} tokens an update"
+    shape = f"hidden {model.embed_dim}, {model.num_layers} layers, vocabulary {model.vocab_size}"
+    return rates.of_devices(
+        "train-lm",
+        ours["tokens_per_second"]["median"],
+        flops_per_token=setting.amount.flops / setting.amount.tokens,
+        num_devices=setting.mesh.size,
+        work=f"{shape}, {rows}, {config.compute.dtype}; updates alone",
+        command="qurating bench train-lm",
+    )
 
 
 def _peer(config: Config, setting: "Setting", trainer: "Trainer") -> Any:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +22,8 @@ from qurating_jax.stage import InspectConfig
 from qurating_jax.training.options import OptimConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from qurating_jax.data.rater_examples import PackedBatches
+    from qurating_jax.experiments.rates import Rate
 
 _CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
 _OPTIM = OptimConfig(learning_rate=5e-5, schedule="linear", warmup_fraction=0.1, final_fraction=0.0, beta2=0.999)
@@ -42,6 +41,7 @@ class Config(InspectConfig):
     accumulation: int = option(2, "micro-batches per update")
     num_steps: int = option(2, "counted updates per round")
     rounds: int = option(5, "measured rounds, after one that warms up")
+    rates: str = option("", "file of rates for `qurating plan` that ours is added to; made where it is not there")
     against: Literal["torch", "none"] = option("torch", "what to measure beside it, where it is installed")
     mesh: MeshShape = MeshShape()
     compute: ComputeConfig = ComputeConfig(scan_layers=False)
@@ -58,11 +58,25 @@ def main(config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from qurating_jax.experiments import rates
     from qurating_jax.models.flops import peak_flops, training_flops
+    from qurating_jax.parallel.mesh import make_mesh
+    from qurating_jax.parallel.rules import num_batch_shards
+    from qurating_jax.training.benching import rater_batches
 
+    if config.rates:
+        rates.check_file(config.rates)
     model = config.architecture.apply(dataclasses.replace(PRESETS[config.model], max_positions=config.max_tokens))
     model = model.with_head(len(_CRITERIA))
-    batches = _batches(config, model)
+    batches = rater_batches.random_batches(
+        model,
+        shorter=config.texts == "mixture",
+        max_tokens=config.max_tokens,
+        batch_pairs=config.batch_pairs,
+        num_steps=(config.num_steps + 1) * (config.rounds + 1),
+        num_rows=config.accumulation * num_batch_shards(make_mesh(config.mesh)),
+        criteria=_CRITERIA,
+    )
     lengths = np.concatenate([part.ravel() for part in batches.text_lengths()]).astype(float)
     tokens = lengths.reshape(config.rounds + 1, config.num_steps + 1, -1)[:, 1:].sum(axis=(1, 2))
     began = time.perf_counter()
@@ -83,8 +97,8 @@ def main(config: Config) -> dict[str, Any]:
             print(f"compiled and warmed up in {time.perf_counter() - began:.0f} s; first losses: {losses}", flush=True)
     result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "padding_fraction": batches.padding_fraction}
     for name, spent in seconds.items():
-        rates = tokens[1:] / np.array(spent[1:])
-        result[f"{name}_tokens_per_second"] = {"median": float(np.median(rates)), "best": float(rates.max())}
+        speeds = tokens[1:] / np.array(spent[1:])
+        result[f"{name}_tokens_per_second"] = {"median": float(np.median(speeds)), "best": float(speeds.max())}
     flops = float(training_flops(model, lengths).sum() / lengths.sum())
     speed = result["ours_tokens_per_second"]["median"] * flops
     result |= {"flops_per_token": flops, "flops_per_second": speed}
@@ -95,55 +109,24 @@ def main(config: Config) -> dict[str, Any]:
     if "torch" in seconds:
         result["ratio"] = float(np.median(np.array(seconds["torch"][1:]) / np.array(seconds["ours"][1:])))
     print(*(f"{name:<26} {value}" for name, value in result.items()), sep="\n")
+    if config.rates:
+        rates.append(config.rates, _rate(config, model, result))
     return result
 
 
-class _RandomTokens:
-    """Stands for a tokenizer: text number n is random tokens of the n-th length, never id 0 (torch pads with it)."""
+def _rate(config: Config, model: DecoderConfig, result: dict[str, Any]) -> "Rate":
+    import jax
 
-    def __init__(self, lengths: "np.ndarray", vocab_size: int) -> None:
-        import numpy as np
+    from qurating_jax.experiments import rates
 
-        generator = np.random.default_rng(0)
-        self._texts = [generator.integers(1, vocab_size, length).astype(np.int32) for length in lengths]
-
-    def encode(self, texts: Sequence[str]) -> "list[np.ndarray]":
-        return [self._texts[int(text)] for text in texts]
-
-
-def _batches(config: Config, model: DecoderConfig) -> "PackedBatches":
-    """Batches of random pairs; the two texts of a pair are equally long (REFERENCE step 1)."""
-    import numpy as np
-
-    from qurating_jax.data.judgments import from_averages
-    from qurating_jax.data.order import RowOrder
-    from qurating_jax.data.rater_examples import PackedBatches, RaterExamples
-    from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.parallel.rules import num_batch_shards
-
-    num_steps = (config.num_steps + 1) * (config.rounds + 1)
-    num_pairs = num_steps * config.batch_pairs
-    generator = np.random.default_rng(1)
-    lengths = np.full(num_pairs, config.max_tokens)
-    if config.texts == "mixture":
-        shorter = generator.integers(config.max_tokens // 2, config.max_tokens + 1, num_pairs)
-        lengths = np.where(generator.random(num_pairs) < 0.5, lengths, shorter)
-    labels = generator.random((num_pairs, 2, 2, len(_CRITERIA)))
-    labels[:, 1, 0] = 1 - labels[:, 0, 1]
-    texts: list[tuple[str, ...]] = [(str(2 * pair), str(2 * pair + 1)) for pair in range(num_pairs)]
-    examples = RaterExamples(
-        from_averages(texts, texts, texts, _CRITERIA, labels),
-        _RandomTokens(np.repeat(lengths, 2), model.vocab_size),  # type: ignore[arg-type]
-        max_tokens=config.max_tokens,
-        long_texts="error",
-    )
-    return PackedBatches.plan(
-        examples,
-        RowOrder([num_pairs], seed=0, kind="shuffled"),
-        num_steps=num_steps,
-        batch_size=config.batch_pairs,
-        num_rows=config.accumulation * num_batch_shards(make_mesh(config.mesh)),
-        max_shapes=1,  # a round must not compile
+    pairs = f"{config.batch_pairs} pairs of texts of up to {config.max_tokens} tokens an update"
+    return rates.of_devices(
+        "train-rater",
+        result["ours_tokens_per_second"]["median"],
+        flops_per_token=result["flops_per_token"],
+        num_devices=jax.device_count(),
+        work=f"hidden {model.embed_dim}, {model.num_layers} layers, {pairs}, {config.compute.dtype}; updates alone",
+        command="qurating bench train-rater",
     )
 
 
