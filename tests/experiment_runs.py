@@ -86,9 +86,9 @@ def environment(**more):
     }
 
 
-def start(root, *arguments, **more):
-    """`qurating run ARGUMENTS --output out` in ROOT."""
-    words = [sys.executable, "-m", "qurating_jax", "run", *map(str, arguments), "--output", "out"]
+def start(root, *arguments, output="out", **more):
+    """`qurating run ARGUMENTS --output OUTPUT` in ROOT; `more`: variables of its environment."""
+    words = [sys.executable, "-m", "qurating_jax", "run", *map(str, arguments), "--output", output]
     return subprocess.Popen(
         words, cwd=root, env=environment(**more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -103,8 +103,8 @@ def finish(process):
     return process.returncode, out, error
 
 
-def run(root, *arguments, **more):
-    return finish(start(root, *arguments, **more))
+def run(root, *arguments, output="out", **more):
+    return finish(start(root, *arguments, output=output, **more))
 
 
 def wait_for(condition, what):

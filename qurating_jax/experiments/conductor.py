@@ -111,6 +111,7 @@ class Conductor:
         self._running: dict[str, _Attempt] = {}
         self._busy: dict[str, float] = {}  # steps that somebody else has -> when to look again
         self._stop = _Stop()
+        self._device: tuple[str | None, int | None] | None = None  # asked before the first stage has it
         self.results: dict[str, Result] = {}
 
     def run(self) -> dict[str, Result]:
@@ -118,7 +119,7 @@ class Conductor:
         obstacle = self._claims.obstacle()
         if obstacle:
             log.info("%s: %s; start no second `qurating run` on it while one is at work", self._graph.output, obstacle)
-        self._can_claim, self._device = not obstacle, devices(self._settings.environment)
+        self._can_claim = not obstacle
         with _handling(self._stop):
             try:
                 while self._turn():
@@ -218,10 +219,14 @@ class Conductor:
 
     def _start(self, attempt: _Attempt) -> None:
         settings, node = self._settings, attempt.node
+        launcher = settings.launch.words(settings.processes(node.stage))
+        if not launcher and self._device is None:
+            self._device = devices(settings.environment)
+            attempt.began = time.monotonic()
         attempt.process = StageProcess(
             node,
             settings.config_path(node),
-            settings.launch.words(settings.processes(node.stage)),
+            launcher,
             settings.log_path(node),
             settings.environment,
             overwrite=attempt.overwrite,
@@ -252,6 +257,9 @@ class Conductor:
 
     def _wait_for_others(self, key: str, attempt: _Attempt) -> None:
         node = attempt.node
+        if self._busy.get(key, 0.0) > time.monotonic():
+            return
+        self._busy[key] = time.monotonic() + _BUSY_SECONDS
         if _is_there(node):
             self._settle(key, self._record(attempt, None, None))
         elif not self.interrupted and time.monotonic() - attempt.looked > _OTHERS_SECONDS:
@@ -265,7 +273,7 @@ class Conductor:
         node = attempt.node
         seconds = round(time.monotonic() - attempt.began, 3)
         here = process is not None and ended is not None and not process.launched
-        device, num_devices = self._device if here else (None, None)
+        device, num_devices = self._device if here and self._device else (None, None)
         document, _ = manifest.standing(node.directory)
         assert document is not None
         write_step(

@@ -276,3 +276,27 @@ def test_the_selections_are_those_of_the_stages(whole):
     rows = pq.read_table(sorted(step.glob("part-*.parquet"))[0]).to_pylist()
     total = sum(row["length"] for row in rows)
     assert total >= 1500 > total - max(row["length"] for row in rows)
+
+
+def test_an_output_on_an_object_store(tmp_path):
+    """Configs, records and runs are there; what the processes print stays on this machine, and it says where."""
+    pytest.importorskip("gcsfs")
+    fake_gcs = pytest.importorskip("fake_gcs")
+    root = runs.make_place(tmp_path)
+    with fake_gcs.serve() as store:
+        more = {"output": "gs://bucket/all", "TMPDIR": str(tmp_path / "tmp"), **store.environment}
+        (tmp_path / "tmp").mkdir()
+        code, _, error = runs.run(root, *BOTH, "--until", "select", **more)
+        assert code == 0, error
+        names = {name.removeprefix("all/") for name in store.names()}
+        assert {"runs/uniform/seed0.json", "runs/sample/seed0.json"} <= names
+        for folder in ("configs", "records", "starts"):
+            assert sum(name.startswith(f"{folder}/select-") for name in names) == 2, folder
+        assert sum(name.endswith("manifest.json") for name in names) == 2
+        assert "gs://bucket/all: an object store has no locks; start no second `qurating run` on it" in error
+        (place,) = (tmp_path / "tmp").glob("qurating-run-*")
+        assert f"what the stages print goes to {place}" in error
+        assert len(list(place.glob("select-*.txt"))) == 2
+        code, out, error = runs.run(root, *BOTH, "--until", "select", "--json", **more)
+        assert code == 0, error
+        assert {step["state"] for step in json.loads(out.splitlines()[-1])["steps"].values()} == {"done"}
