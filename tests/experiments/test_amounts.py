@@ -135,7 +135,7 @@ def test_nothing_is_known_of_what_is_elsewhere(tmp_path):
 
 
 def test_words_of_n_grams_are_no_tokens(tmp_path):
-    path = write_documents(tmp_path / "a.parquet")
+    path = write_documents(tmp_path / "a.parquet", lengths=[15] * 300)  # tokens of some tokenizer
     text = CHAIN.replace("DOCUMENTS", str(path)).replace("language_model: [$lm]", "rater: [r=$rater]")
     text = text.replace("  lm: {stage: fetch, name: sheared-llama-1.3b}",
                         "  judge: {stage: judge run, input: [$split/train], tokenizer: $tokenizer}\n"
@@ -143,13 +143,13 @@ def test_words_of_n_grams_are_no_tokens(tmp_path):
     graph = make_graph(tmp_path, text.replace("budget_tokens: 1000", "budget_fraction: 0.5"))
     found = amounts(graph).nodes[node_of(graph, "annotate").key]
     assert found.counted is None
-    assert found.tokens == pytest.approx(0.8 * BYTES / 4, rel=0.05)
+    assert found.tokens == 0.8 * 15 * 300
     finish(graph, "annotate", documents=240, tokens=900)
     finish(graph, "select", num_selected=110, selected_tokens=450)
     known = amounts(graph)
     assert known.nodes[node_of(graph, "annotate").key].counted == 900
     chosen = known.nodes[node_of(graph, "select").key]
-    assert chosen.tokens == pytest.approx(0.5 * 0.8 * BYTES / 4, rel=0.05)  # half of the words, half of the tokens
+    assert chosen.tokens == 0.5 * 0.8 * 15 * 300  # half of the words, half of the tokens
     assert chosen.documents == 110
 
 

@@ -112,7 +112,10 @@ def test_what_is_finished_is_done_and_not_left(folder, capsys):
     assert after["left"]["device_hours"] < 0.5 * after["all"]["device_hours"]
     assert after["left"]["runs"] == after["all"]["runs"] - 1
     assert plan("uniform.yaml", *LARGE, "--output", folder / "out") == 0
-    assert "done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    sums = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.startswith(("all ", "left "))}
+    assert sums == {"all": "7", "left": "6"}
+    assert [line for line in printed.splitlines() if line.startswith(" annotate") and line.endswith("done")]
 
 
 def test_on_a_cpu_only_what_was_measured_is_known(folder, capsys):
