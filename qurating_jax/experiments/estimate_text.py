@@ -109,12 +109,17 @@ def _likeness(one: Estimate) -> tuple[object, ...]:
 
 
 def _work_of(group: Sequence[Estimate]) -> str:
-    known = [one.work.units for one in group if one.work.units is not None]
-    unit = next((one.work.unit for one in group if one.work.unit), None)
-    if not known or unit is None:
+    """Units of work, each kind by itself."""
+    sums: dict[str, float] = {}
+    for one in group:
+        if one.work.unit is not None and one.work.units is not None:
+            sums[one.work.unit] = sums.get(one.work.unit, 0.0) + one.work.units
+    if not sums:
         return "unknown"
-    least = "at least " if len(known) < len(group) else ""
-    return f"{least}{gigabytes(sum(known))}" if unit == "bytes" else f"{least}{_count(sum(known))} {unit}"
+    least = "at least " if any(one.work.units is None for one in group) else ""
+    return least + ", ".join(
+        gigabytes(number) if unit == "bytes" else f"{_count(number)} {unit}" for unit, number in sums.items()
+    )
 
 
 def _count(number: float) -> str:

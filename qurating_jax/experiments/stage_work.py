@@ -346,12 +346,24 @@ def _train_lm(known: Amounts, node: Node, site: Site) -> Work:
         "export_bytes": stored.export,
     }  # fmt: skip
     memory, refused = None, ""
+    notes: tuple[str, ...] = ()
     try:
         memory = planning.plan(config, model, rows, site.machine).memory
+        notes = _what_would_fit(node, model, rows, site, memory)
     except UserError as error:
         refused = str(error)
     size = stored.checkpoints + stored.export
-    return Work("device", "tokens", done.tokens, done.flops, storage=size, memory=memory, refused=refused, facts=facts)
+    return Work("device", "tokens", done.tokens, done.flops, None, size, memory, refused, notes, facts)
+
+
+def _what_would_fit(node: Node, model: DecoderConfig, rows: Rows, site: Site, memory: Memory) -> tuple[str, ...]:
+    """Where the memory of an accelerator may not do: what of the config would help."""
+    if site.device is None or memory.verdict == "fits":
+        return ()
+    others = planning.alternatives(node.config, model, rows, site.machine)
+    changes = [f"{node.steps[0]}.{other.change.removeprefix('--').replace(' ', '=')}" for other in others]
+    helps = f"--set {' or '.join(changes)} would" if changes else "take more devices"
+    return (f"memory: {memory.verdict} by an estimate; {helps}",)
 
 
 def _without_best(known: Amounts, config: Any) -> Any:

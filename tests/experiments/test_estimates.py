@@ -222,6 +222,18 @@ def test_what_training_refuses_is_told_in_its_row(tmp_path):
     assert of_step(found, "annotate").work.refused == ""
 
 
+def test_what_would_fit_is_told_as_it_is_given(tmp_path):
+    _, found = paper(tmp_path, "H100", 8, "train_lm.accumulation=1")
+    one = of_step(found, "train_lm")
+    assert one.work.memory.verdict == "does not fit"
+    (note,) = one.work.notes
+    assert "--set train_lm.accumulation=" in note
+    change = note.partition("--set ")[2].split(" ")[0]
+    _, mended = paper(tmp_path, "H100", 8, change)
+    assert of_step(mended, "train_lm").work.memory.verdict == "fits"
+    assert of_step(mended, "train_lm").work.notes == ()
+
+
 def test_costs_and_sums_by_hand(tmp_path):
     graph, found = paper(tmp_path, "H100", 8, seeds=(0, 1))
     assert len(graph.runs) == 2

@@ -84,6 +84,15 @@ def test_every_stage_run_is_in_the_json_and_those_alike_share_a_line(folder, cap
     assert "scaled: tokenize" in printed
 
 
+def test_units_of_different_kinds_are_not_added(folder, capsys):
+    (folder / "dsir.yaml").write_text(
+        "base: base.yaml\nsteps: {select: {strategy: dsir, rating: [], targets: [wiki=wiki.jsonl]}}\n"
+    )
+    assert plan("uniform.yaml", "dsir.yaml", *LARGE) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(" select"))
+    assert "254M documents, 1.04 TB" in line
+
+
 def test_rates_of_the_user_s_go_before_an_assumption(folder, capsys):
     rate = {"stage": "annotate", "device": "H100", "num_devices": 8, "work": "mine", "unit": "tokens",
             "per_second": 2e6, "flops_per_unit": 2.48e9,
