@@ -1,7 +1,8 @@
 """Stands in for a launcher: `STAGE --config FILE` leaves the manifest that the stage would, and nothing else.
 
-`FAKES` (JSON) says by stage what happens: `code` to end with, `seconds` to take, `deaf` to signals, `later`: the
-manifest comes from a process of its own, after this one has ended. `EVENTS` gets a line for each start and end.
+`FAKES` (JSON) says by stage what happens: `code` to end with (after it has `begun`), `seconds` to take, `deaf` to
+signals, `later`: the manifest comes from a process of its own, after this one has ended. `EVENTS` gets a line for each
+start and end.
 """
 
 import json
@@ -21,6 +22,11 @@ def event(what):
         stream.write(f"{what} {os.path.basename(os.environ['OUTPUT'])}\n")
 
 
+def fail(plan):
+    print("error: as planned", file=sys.stderr)
+    return plan["code"]
+
+
 def main():
     at = sys.argv.index("--config")
     stage, overwrite = " ".join(sys.argv[1:at]), "--overwrite" in sys.argv
@@ -35,9 +41,8 @@ def main():
         subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {"FAKES": fakes}, start_new_session=True)
         return 0
     time.sleep(plan.get("seconds", 0))
-    if plan.get("code"):
-        print("error: as planned", file=sys.stderr)
-        return plan["code"]
+    if plan.get("code") and not plan.get("begun"):
+        return fail(plan)
     run = manifest.begin(
         config.output,
         stage=stage,
@@ -46,6 +51,8 @@ def main():
         inputs={"reads": {name: list(values) for name, values in configs.reads(config).items()}},
         overwrite=overwrite,
     )
+    if plan.get("code"):
+        return fail(plan)
     manifest.finish(run, {"time": time.time_ns()})  # so that no two are equal
     event("end")
     return 0

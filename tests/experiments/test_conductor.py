@@ -195,6 +195,16 @@ def test_only_what_has_changed_is_made_anew(tmp_path):
     assert events("start") == []
 
 
+def test_an_unfinished_step_whose_input_has_changed_is_not_resumed(tmp_path):
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+    select = node_of(graph, "select")
+    conductor(graph, keys=[select.key], fakes={"select": {"code": 1, "begun": True}}).run()
+    runs.write_documents("rated.jsonl", seed=9)
+    assert conductor(graph, keys=[select.key]).run()[select.key].why.startswith("rated.jsonl was 1 file(s) ")
+    assert conductor(graph, keys=[select.key], rebuild=True).run()[select.key].state == "ran"
+    assert events("anew") == [select.name]
+
+
 def test_a_launcher_that_is_not_there_is_a_failure_of_its_steps(tmp_path):
     graph = graphs.make_graph(tmp_path, "uniform.yaml")
     results = conductor(graph, launch="no-such-command now").run()
