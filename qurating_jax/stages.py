@@ -59,7 +59,9 @@ STAGES: dict[str, Stage] = {
     "annotate": Stage("annotate", "documents + rater -> ratings per 512-token window and document", "hosts"),
     "select": Stage("select_subset", "rated documents -> a budget of them: sampled, best, mixed, ...", "shards"),
     "tokenize": Stage("tokenize", "documents -> rows of tokens, packed or in windows", "shards"),
-    "plan": Stage("plan", "what a train-lm recipe takes: FLOPs, memory per device, disk, hours; no device needed"),
+    "plan": Stage(
+        "plan", "what experiments or a train-lm recipe take: FLOPs, memory, disk, hours, cost; no device needed"
+    ),
     "train-lm": Stage("train_lm", "token shards -> language model", "hosts"),
     "eval-lm": Stage("eval_lm", "language models + documents -> held-out perplexity by domain, compared"),
     "compare": Stage("compare", "runs of experiments -> one table: perplexity, selections, differences over seeds"),

@@ -178,7 +178,7 @@ def test_a_budget_above_all_there_is_is_refused(tmp_path, select, words):
 @pytest.mark.parametrize(
     "select",
     ["budget_tokens: 3000", "budget_documents: 300", "budget_tokens: 6000, num_epochs: 2", "budget_fraction: 1.0",
-     "budget_tokens: 4000, allow_all: true"],
+     "budget_tokens: 4000, allow_all: true", "budget_tokens: 4000, tokenizer: some"],
 )  # fmt: skip
 def test_a_budget_that_can_be_filled_is_not(tmp_path, select):
     graph = budget_graph(tmp_path, select)
