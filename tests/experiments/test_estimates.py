@@ -19,7 +19,7 @@ from qurating_jax.experiments.amounts import Found, amounts
 from qurating_jax.experiments.lengths import are_equal, capped_share, tokenized_rows, windows_of
 from qurating_jax.experiments.rates import Measured, Rate
 from qurating_jax.experiments.stage_work import Site, work_of
-from qurating_jax.experiments.step_records import StepRecord
+from qurating_jax.experiments.step_records import StepRecord, write_step
 from qurating_jax.models import hf
 from qurating_jax.models.config import PRESETS
 from qurating_jax.models.flops import forward_flops, training_flops
@@ -287,6 +287,14 @@ def test_rates_of_records_give_the_seconds_again(chain):
     resumed = {key: dataclasses.replace(one, resumed=True) for key, one in records.items()}
     assert measured.measured_rates(graph, resumed, NOW) == []
     assert measured.compare_with_records(estimates.estimate(graph, CPU, found), resumed) == []
+
+
+def test_records_are_read_from_the_output_of_the_experiments(tmp_path):
+    graph = make_graph(tmp_path)
+    node = node_of(graph, "tokenize")
+    assert measured.read_records(graph) == {}
+    write_step(graph.output, node.name, record(node, 12.5))
+    assert measured.read_records(graph) == {node.key: record(node, 12.5)}
 
 
 def test_a_start_is_told_from_work_of_different_sizes():
