@@ -61,6 +61,11 @@ class RunRecord:
         return storage.join(self.output, self.steps[step])
 
 
+def run_path(output: str, experiment: str, seed: int) -> str:
+    """Where the record of a run stands."""
+    return storage.join(output, RUNS, experiment, f"seed{seed}.json")
+
+
 def write_run(output: str, record: RunRecord) -> str:
     """Writes a record under the output of the experiments and returns its path.
 
@@ -72,7 +77,7 @@ def write_run(output: str, record: RunRecord) -> str:
     for step, place in record.steps.items():
         if not _inside(place):
             raise ValueError(f"step {step}: {place!r} is not inside the output")
-    path = storage.join(output, RUNS, record.experiment, f"seed{record.seed}.json")
+    path = run_path(output, record.experiment, record.seed)
     document = {
         "schema_version": SCHEMA_VERSION,
         "experiment": record.experiment,

@@ -18,14 +18,14 @@ from qurating_jax import config as configs
 from qurating_jax.config import option
 from qurating_jax.experiments.stage_processes import Launch
 from qurating_jax.runtime import storage, terminal
-from qurating_jax.runtime.errors import EXIT_ERROR, Incomplete, Interrupted
+from qurating_jax.runtime.errors import EXIT_ERROR, Incomplete, Interrupted, UserError
 from qurating_jax.stage import require
 from qurating_jax.stages import STAGES, step_config
 
 if TYPE_CHECKING:
     from qurating_jax.experiments.conductor import Result
     from qurating_jax.experiments.external import Digests
-    from qurating_jax.experiments.graph import Graph, Node
+    from qurating_jax.experiments.graph import ExperimentRun, Graph, Node
     from qurating_jax.experiments.states import State
 
 CONFIGS, LOGS = "configs", "logs"
@@ -120,8 +120,26 @@ def _conduct(
     if conductor.interrupted:
         raise Interrupted("interrupted; the same command resumes")
     counts = graph_text.counts(graph, keys, results)
+    _compare(graph, [run for run in graph.runs if counts["runs"][run.name] == "complete"])
     _raise_failures(graph, results, counts)
     return counts
+
+
+def _compare(graph: "Graph", runs: "list[ExperimentRun]") -> None:
+    """Shows how the complete runs compare, where several experiments among them were evaluated."""
+    from qurating_jax.experiments import compare_tables
+    from qurating_jax.experiments.comparing import compare
+    from qurating_jax.experiments.records import find_runs, run_path
+
+    evaluated = [run for run in runs if any(graph.nodes[key].stage == "eval-lm" for key in run.steps.values())]
+    if len({run.experiment for run in evaluated}) < 2:
+        return
+    try:
+        result = compare(find_runs([run_path(graph.output, run.experiment, run.seed) for run in evaluated]))
+    except UserError as error:  # evaluated in ways that do not compare: all the same they are complete
+        log.warning("not compared: %s", error)
+        return
+    terminal.show(compare_tables.tables(result), *compare_tables.notes(result))
 
 
 def _raise_failures(graph: "Graph", results: "Mapping[str, Result]", counts: dict[str, Any]) -> None:
