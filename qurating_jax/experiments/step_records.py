@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qurating_jax.experiments.external import Digest
+from qurating_jax.experiments.running.external import Digest
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 

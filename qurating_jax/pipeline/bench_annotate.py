@@ -18,7 +18,7 @@ from qurating_jax.stage import InspectConfig
 
 if TYPE_CHECKING:
     from qurating_jax.data.tokenizer import TextTokenizer
-    from qurating_jax.experiments.rates import Rate
+    from qurating_jax.experiments.planning.rates import Rate
     from qurating_jax.models.llama import Params
     from qurating_jax.scoring.benching.samples import Sample
     from qurating_jax.scoring.benching.setting import Setting
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
     import numpy as np
 
     from qurating_jax.data.tokenizer import load_tokenizer
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
     from qurating_jax.scoring.benching import device, samples
     from qurating_jax.scoring.benching import scaling as many_devices
 
@@ -117,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _rate(config: Config, setting: "Setting", sides: dict[str, Any]) -> "Rate":
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
     from qurating_jax.models.flops import forward_flops
 
     model, tokens = setting.model, float(config.window_tokens)

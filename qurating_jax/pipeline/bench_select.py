@@ -16,7 +16,7 @@ from qurating_jax.config import option
 from qurating_jax.stage import InspectConfig
 
 if TYPE_CHECKING:
-    from qurating_jax.experiments.rates import Rate
+    from qurating_jax.experiments.planning.rates import Rate
 
 Part = Literal["draw", "growth", "dsir"]
 
@@ -53,7 +53,7 @@ class Config(InspectConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Prints a table per part as soon as it is measured, and returns all figures."""
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
     from qurating_jax.runtime.terminal import show
     from qurating_jax.selection.benching import tables
 
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _rate(found: dict[str, Any]) -> "Rate":
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
 
     return rates.Rate(
         stage="select",

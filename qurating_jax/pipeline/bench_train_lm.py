@@ -18,7 +18,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.stage import InspectConfig
 
 if TYPE_CHECKING:
-    from qurating_jax.experiments.rates import Rate
+    from qurating_jax.experiments.planning.rates import Rate
     from qurating_jax.training.benching.ours import Setting, Trainer, Variant
 
 Part = Literal["step", "choices", "input", "checkpoint"]
@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.training.benching import around
     from qurating_jax.training.benching.ours import Setting, Trainer
@@ -123,7 +123,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _rate(config: Config, setting: "Setting", ours: dict[str, Any]) -> "Rate":
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
 
     model, rows = setting.model, f"{config.batch_sequences} rows of {config.sequence_tokens} tokens an update"
     shape = f"hidden {model.embed_dim}, {model.num_layers} layers, vocabulary {model.vocab_size}"

@@ -23,7 +23,7 @@ from qurating_jax.training.options import OptimConfig
 
 if TYPE_CHECKING:
     from qurating_jax.data.rater_examples import PackedBatches
-    from qurating_jax.experiments.rates import Rate
+    from qurating_jax.experiments.planning.rates import Rate
 
 _CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
 _OPTIM = OptimConfig(learning_rate=5e-5, schedule="linear", warmup_fraction=0.1, final_fraction=0.0, beta2=0.999)
@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
     from qurating_jax.models.flops import peak_flops, training_flops
     from qurating_jax.parallel.mesh import make_mesh
     from qurating_jax.parallel.rules import num_batch_shards
@@ -117,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
 def _rate(config: Config, model: DecoderConfig, result: dict[str, Any]) -> "Rate":
     import jax
 
-    from qurating_jax.experiments import rates
+    from qurating_jax.experiments.planning import rates
 
     pairs = f"{config.batch_pairs} pairs of texts of up to {config.max_tokens} tokens an update"
     return rates.of_devices(

@@ -34,8 +34,8 @@ class Config(InspectConfig):
 
 def main(config: Config) -> dict[str, Any]:
     """Prints the tables, writes the JSON where asked for, and returns it."""
-    from qurating_jax.experiments import compare_tables
-    from qurating_jax.experiments.comparing import compare
+    from qurating_jax.experiments.comparing import tables as compare_tables
+    from qurating_jax.experiments.comparing.compare import compare
     from qurating_jax.experiments.records import find_runs
     from qurating_jax.runtime import storage
     from qurating_jax.runtime.progress import progress

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qurating_jax.config import option
-from qurating_jax.experiments.recipes import Changes, RowOptions
+from qurating_jax.experiments.planning.recipes import Changes, RowOptions
 from qurating_jax.runtime.errors import UsageError
 from qurating_jax.stage import InspectConfig, StageConfig, require
 from qurating_jax.training.lm_options import LmOptions
 
 if TYPE_CHECKING:
     from qurating_jax.experiments.graph import Graph
-    from qurating_jax.experiments.stage_work import Site
+    from qurating_jax.experiments.planning.stage_work import Site
     from qurating_jax.parallel.devices import DeviceModel
     from qurating_jax.training.planning import Machine, Plan, Rows
 
@@ -67,7 +67,7 @@ class Recipe(StageConfig, LmOptions):
 
 def main(config: Config) -> dict[str, Any]:
     """Prints the plan."""
-    from qurating_jax.experiments.recipes import is_recipe
+    from qurating_jax.experiments.planning.recipes import is_recipe
 
     if not config.recipe:
         require(config, "files")
@@ -81,7 +81,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def _plan_experiments(config: Config) -> dict[str, Any]:
     """A row for every stage run, and sums: of all, and of what is not finished."""
-    from qurating_jax.experiments import amounts, estimate_text, estimates, rates, recipes
+    from qurating_jax.experiments.planning import amounts, estimate_text, estimates, rates, recipes
 
     recipes.refuse_recipe_options(config)
     site, graph = _site(config), _graph(config)
@@ -122,7 +122,7 @@ def _graph(config: Config) -> "Graph":
 def _site(config: Config) -> "Site":
     import os
 
-    from qurating_jax.experiments.stage_work import Site
+    from qurating_jax.experiments.planning.stage_work import Site
 
     if config.device == _CPU and config.num_devices > 1:
         raise UsageError("--device cpu: one machine, whose cores are --num_cores")
@@ -151,7 +151,7 @@ def _device(config: Config, *more: str) -> "DeviceModel":
 
 def _plan_recipe(config: Config, path: str) -> dict[str, Any]:
     """The plan of one training run, in full."""
-    from qurating_jax.experiments import recipes
+    from qurating_jax.experiments.planning import recipes
     from qurating_jax.training import plan_report, planning
     from qurating_jax.training.planning import Machine
 

@@ -16,17 +16,17 @@ import yaml
 
 from qurating_jax import config as configs
 from qurating_jax.config import option
-from qurating_jax.experiments.stage_processes import Launch
+from qurating_jax.experiments.running.stage_processes import Launch
 from qurating_jax.runtime import storage, terminal
 from qurating_jax.runtime.errors import EXIT_ERROR, Incomplete, Interrupted, UserError
 from qurating_jax.stage import require
 from qurating_jax.stages import STAGES, step_config
 
 if TYPE_CHECKING:
-    from qurating_jax.experiments.conductor import Result
-    from qurating_jax.experiments.external import Digests
     from qurating_jax.experiments.graph import ExperimentRun, Graph, Node
-    from qurating_jax.experiments.states import State
+    from qurating_jax.experiments.running.conductor import Result
+    from qurating_jax.experiments.running.external import Digests
+    from qurating_jax.experiments.running.states import State
 
 CONFIGS, LOGS = "configs", "logs"
 
@@ -59,12 +59,12 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the steps that are not done and returns the state of every run and step."""
-    from qurating_jax.experiments import checks, graph_text
-    from qurating_jax.experiments.amounts import amounts, check_budgets
-    from qurating_jax.experiments.external import Digests
     from qurating_jax.experiments.files import load_experiment
     from qurating_jax.experiments.graph import build
-    from qurating_jax.experiments.states import look
+    from qurating_jax.experiments.planning.amounts import amounts, check_budgets
+    from qurating_jax.experiments.running import checks, graph_text
+    from qurating_jax.experiments.running.external import Digests
+    from qurating_jax.experiments.running.states import look
 
     require(config, "files", "output")
     for processes in ("single", "shards", "hosts"):
@@ -94,10 +94,10 @@ def _conduct(
     config: Config, graph: "Graph", keys: list[str], digests: "Digests", states: "Mapping[str, State]"
 ) -> dict[str, Any]:
     """Runs the steps, says what came of them, and raises where that is not all of them."""
-    from qurating_jax.experiments import checks, graph_text
-    from qurating_jax.experiments.conductor import Conductor, Settings
     from qurating_jax.experiments.records import RUNS
-    from qurating_jax.experiments.stage_processes import environment
+    from qurating_jax.experiments.running import checks, graph_text
+    from qurating_jax.experiments.running.conductor import Conductor, Settings
+    from qurating_jax.experiments.running.stage_processes import environment
     from qurating_jax.experiments.step_records import RECORDS
 
     variables, logs = environment(graph.output), _logs(graph.output)
@@ -127,8 +127,8 @@ def _conduct(
 
 def _compare(graph: "Graph", runs: "list[ExperimentRun]") -> None:
     """Shows how the complete runs compare, where several experiments among them were evaluated."""
-    from qurating_jax.experiments import compare_tables
-    from qurating_jax.experiments.comparing import compare
+    from qurating_jax.experiments.comparing import tables as compare_tables
+    from qurating_jax.experiments.comparing.compare import compare
     from qurating_jax.experiments.records import find_runs, run_path
 
     evaluated = [run for run in runs if any(graph.nodes[key].stage == "eval-lm" for key in run.steps.values())]
@@ -143,7 +143,7 @@ def _compare(graph: "Graph", runs: "list[ExperimentRun]") -> None:
 
 
 def _raise_failures(graph: "Graph", results: "Mapping[str, Result]", counts: dict[str, Any]) -> None:
-    from qurating_jax.experiments.graph_text import who
+    from qurating_jax.experiments.running.graph_text import who
 
     failed = {key: result for key, result in results.items() if result.state == "failed"}
     if not failed:

@@ -14,8 +14,8 @@ from qurating_jax.stages import step_config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENTS = REPOSITORY / "configs" / "experiments"
-RUNS = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base")
-SCALES = sorted(path.stem for path in (EXPERIMENTS / "scales").glob("*.yaml"))
+RUNS = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+SCALES = sorted(path.stem for path in (EXPERIMENTS / "common" / "scales").glob("*.yaml"))
 SNAPSHOT = pathlib.Path(__file__).with_name("differences.json")
 
 CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
@@ -173,7 +173,7 @@ def test_all_thirty_three_are_there():
     assert len(RUNS) == 33
 
 
-@pytest.mark.parametrize("name", [*RUNS, "base"])
+@pytest.mark.parametrize("name", [*RUNS, "common/base"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_experiment_loads_at_every_scale(name, scale):
     graph = build([experiment(name, scale=scale)], [0], "out", step_config)
@@ -195,7 +195,7 @@ def test_every_file_is_short_and_says_what_how_and_where(name):
 def differences(name):
     """Options in which an experiment differs from its base at the paper's scale: "step.option" -> [base's, its own]."""
     found = {}
-    base, own = (experiment(which) for which in ("base", name))
+    base, own = (experiment(which) for which in ("common/base", name))
     assert set(base.steps) == set(own.steps)
     for step in base.steps:
         assert base.steps[step].stage == own.steps[step].stage

@@ -191,7 +191,7 @@ def test_no_device_is_touched(folder):
 
 def test_the_experiments_that_ship_can_be_planned(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    scales = sorted(path.stem for path in Path("configs/experiments/scales").glob("*.yaml"))
+    scales = sorted(path.stem for path in Path("configs/experiments/common/scales").glob("*.yaml"))
     for scale in scales:
         assert plan("uniform", "perplexity_lowest", "--scale", scale, "--device", "H100", "--json") == 0
         found = json.loads(capsys.readouterr().out)

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from planned_chain import make_graph, node_of
 
-from qurating_jax.experiments import local_amounts
-from qurating_jax.experiments.amounts import BYTES_PER_TOKEN, amounts, check_budgets, node_at
-from qurating_jax.experiments.local_amounts import held
+from qurating_jax.experiments.planning import local_amounts
+from qurating_jax.experiments.planning.amounts import BYTES_PER_TOKEN, amounts, check_budgets, node_at
+from qurating_jax.experiments.planning.local_amounts import held
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 

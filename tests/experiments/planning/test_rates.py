@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qurating_jax.experiments import rates
-from qurating_jax.experiments.rates import Measured, Rate, append, find_speed, load_rates
+from qurating_jax.experiments.planning import rates
+from qurating_jax.experiments.planning.rates import Measured, Rate, append, find_speed, load_rates
 from qurating_jax.models.config import PRESETS
 from qurating_jax.models.flops import forward_flops, training_flops
 from qurating_jax.runtime.errors import UsageError

@@ -10,10 +10,10 @@ from graphs import node_of
 
 from qurating_jax import __main__ as command
 from qurating_jax.data.tokenizer import train_byte_level_bpe
-from qurating_jax.experiments import checks
-from qurating_jax.experiments.external import Digests
-from qurating_jax.experiments.stage_processes import environment
-from qurating_jax.experiments.states import look
+from qurating_jax.experiments.running import checks
+from qurating_jax.experiments.running.external import Digests
+from qurating_jax.experiments.running.stage_processes import environment
+from qurating_jax.experiments.running.states import look
 from qurating_jax.models.hf import WEIGHTS
 from qurating_jax.pipeline.run import _config_path, _write
 from qurating_jax.runtime.errors import UsageError, UserError

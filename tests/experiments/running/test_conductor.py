@@ -15,9 +15,9 @@ import graphs
 import pytest
 from graphs import node_of
 
-from qurating_jax.experiments.conductor import Conductor, Settings
-from qurating_jax.experiments.external import Digests
-from qurating_jax.experiments.stage_processes import Launch, StageProcess, last_line
+from qurating_jax.experiments.running.conductor import Conductor, Settings
+from qurating_jax.experiments.running.external import Digests
+from qurating_jax.experiments.running.stage_processes import Launch, StageProcess, last_line
 from qurating_jax.pipeline.run import _config_path, _write
 from qurating_jax.runtime.claims import Claims
 from qurating_jax.stages import STAGES
@@ -216,7 +216,7 @@ def test_a_launcher_that_is_not_there_is_a_failure_of_its_steps(tmp_path):
 
 def test_a_stage_that_leaves_nothing_has_failed(tmp_path, monkeypatch):
     graph = graphs.make_graph(tmp_path, "uniform.yaml")
-    monkeypatch.setattr("qurating_jax.experiments.stage_processes.own_command", lambda: ["true"])
+    monkeypatch.setattr("qurating_jax.experiments.running.stage_processes.own_command", lambda: ["true"])
     key = node_of(graph, "tokenizer").key
     assert conductor(graph, "", keys=[key]).run()[key].why == "ended without an error and left no manifest.json"
 

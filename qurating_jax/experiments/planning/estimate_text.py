@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from qurating_jax.experiments.estimates import Estimate, Totals, totals
+from qurating_jax.experiments.planning.estimates import Estimate, Totals, totals
 from qurating_jax.runtime import terminal
 
 if TYPE_CHECKING:

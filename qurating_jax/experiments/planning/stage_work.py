@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qurating_jax.experiments import architectures
-from qurating_jax.experiments.amounts import Amounts, node_at
 from qurating_jax.experiments.graph import Node
-from qurating_jax.experiments.lengths import capped_share, tokenized_rows, windows_of
-from qurating_jax.experiments.rates import Unit
+from qurating_jax.experiments.planning import architectures
+from qurating_jax.experiments.planning.amounts import Amounts, node_at
+from qurating_jax.experiments.planning.lengths import capped_share, tokenized_rows, windows_of
+from qurating_jax.experiments.planning.rates import Unit
 from qurating_jax.judges.options import JudgingOptions
 from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.flops import forward_flops, num_parameters, training_flops

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from qurating_jax.experiments.amounts import Found
+from qurating_jax.experiments.planning.amounts import Found
 from qurating_jax.tokenizing.layouts import Segments
 from qurating_jax.tokenizing.options import TokenizeOptions
 

@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from qurating_jax import config as configs
-from qurating_jax.experiments.external import MODELS, External, externals
 from qurating_jax.experiments.graph import Graph, Node
-from qurating_jax.experiments.graph_text import who
-from qurating_jax.experiments.stage_processes import own_command, stage_words
-from qurating_jax.experiments.states import State
+from qurating_jax.experiments.running.external import MODELS, External, externals
+from qurating_jax.experiments.running.graph_text import who
+from qurating_jax.experiments.running.stage_processes import own_command, stage_words
+from qurating_jax.experiments.running.states import State
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError, UserError
 from qurating_jax.runtime.terminal import plain

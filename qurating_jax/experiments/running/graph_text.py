@@ -13,8 +13,8 @@ from qurating_jax.runtime.progress import duration
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qurating_jax.experiments.conductor import Result
-    from qurating_jax.experiments.states import State
+    from qurating_jax.experiments.running.conductor import Result
+    from qurating_jax.experiments.running.states import State
 
 _NAMED = 2  # how many runs that share a step are named
 

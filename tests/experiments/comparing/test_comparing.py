@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from qurating_jax.experiments.comparing import compare
+from qurating_jax.experiments.comparing.compare import compare
 from qurating_jax.experiments.records import find_runs
 from qurating_jax.method.perplexity import ratio_difference
 from qurating_jax.runtime import manifest

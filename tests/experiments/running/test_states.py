@@ -8,8 +8,8 @@ import graphs
 import pytest
 from graphs import complete, node_of
 
-from qurating_jax.experiments.external import Digests, externals
-from qurating_jax.experiments.states import look
+from qurating_jax.experiments.running.external import Digests, externals
+from qurating_jax.experiments.running.states import look
 from qurating_jax.runtime import manifest
 
 

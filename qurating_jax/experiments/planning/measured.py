@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qurating_jax.experiments.amounts import amounts
-from qurating_jax.experiments.estimates import Estimate
 from qurating_jax.experiments.graph import Graph
-from qurating_jax.experiments.rates import CPU, Measured, Rate
-from qurating_jax.experiments.stage_work import Site, Work, work_of
+from qurating_jax.experiments.planning.amounts import amounts
+from qurating_jax.experiments.planning.estimates import Estimate
+from qurating_jax.experiments.planning.rates import CPU, Measured, Rate
+from qurating_jax.experiments.planning.stage_work import Site, Work, work_of
 from qurating_jax.experiments.step_records import StepRecord, read_step
 from qurating_jax.parallel.devices import find_device
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qurating_jax.experiments.outcomes import Evaluated
+from qurating_jax.experiments.comparing.outcomes import Evaluated
 from qurating_jax.method import seeds
 from qurating_jax.method.perplexity import Estimate
 from qurating_jax.method.seeds import Moves

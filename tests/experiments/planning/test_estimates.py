@@ -14,11 +14,11 @@ from planned_chain import make_graph, node_of, run
 from qurating_jax.data.documents import Rejects, read_rows
 from qurating_jax.data.tokenizer import load_tokenizer
 from qurating_jax.data.tokens import TokenRowsWriter
-from qurating_jax.experiments import estimates, measured, rates, stage_work
-from qurating_jax.experiments.amounts import Found, amounts
-from qurating_jax.experiments.lengths import are_equal, capped_share, tokenized_rows, windows_of
-from qurating_jax.experiments.rates import Measured, Rate
-from qurating_jax.experiments.stage_work import Site, work_of
+from qurating_jax.experiments.planning import estimates, measured, rates, stage_work
+from qurating_jax.experiments.planning.amounts import Found, amounts
+from qurating_jax.experiments.planning.lengths import are_equal, capped_share, tokenized_rows, windows_of
+from qurating_jax.experiments.planning.rates import Measured, Rate
+from qurating_jax.experiments.planning.stage_work import Site, work_of
 from qurating_jax.experiments.step_records import StepRecord, write_step
 from qurating_jax.models import hf
 from qurating_jax.models.config import PRESETS

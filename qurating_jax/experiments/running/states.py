@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qurating_jax import config as configs
-from qurating_jax.experiments.external import Digests
 from qurating_jax.experiments.graph import STEPS, Graph, Node
+from qurating_jax.experiments.running.external import Digests
 from qurating_jax.experiments.step_records import Reads, read_start, read_step
 from qurating_jax.runtime import manifest, storage
 

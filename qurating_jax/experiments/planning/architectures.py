@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from qurating_jax.experiments.amounts import Amounts, node_at
 from qurating_jax.experiments.graph import Node
+from qurating_jax.experiments.planning.amounts import Amounts, node_at
 from qurating_jax.models import hf
 from qurating_jax.models.base import resolve_base
 from qurating_jax.models.config import PRESETS, DecoderConfig

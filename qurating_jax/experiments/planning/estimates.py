@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qurating_jax.experiments.amounts import Amounts, amounts
 from qurating_jax.experiments.graph import Graph, Node
-from qurating_jax.experiments.rates import CPU, Rate, find_speed
-from qurating_jax.experiments.stage_work import Site, Work, work_of
+from qurating_jax.experiments.planning.amounts import Amounts, amounts
+from qurating_jax.experiments.planning.rates import CPU, Rate, find_speed
+from qurating_jax.experiments.planning.stage_work import Site, Work, work_of
 from qurating_jax.training.planning import ASSUMED_MFU
 
 Basis = Literal["measured", "scaled", "assumed", "given", "unknown"]

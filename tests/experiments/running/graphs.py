@@ -5,10 +5,10 @@ import os
 import experiment_runs as runs
 
 from qurating_jax import config as configs
-from qurating_jax.experiments.external import Digests
 from qurating_jax.experiments.files import load_experiment
 from qurating_jax.experiments.graph import build
-from qurating_jax.experiments.states import what_is_read
+from qurating_jax.experiments.running.external import Digests
+from qurating_jax.experiments.running.states import what_is_read
 from qurating_jax.experiments.step_records import StepRecord, write_start, write_step
 from qurating_jax.runtime import manifest
 from qurating_jax.stages import step_config

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qurating_jax.experiments import local_amounts
 from qurating_jax.experiments.files import Amount
 from qurating_jax.experiments.graph import Graph, Node
+from qurating_jax.experiments.planning import local_amounts
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.training.rater_options import NGRAMS

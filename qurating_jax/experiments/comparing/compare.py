@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qurating_jax.experiments import held_out
-from qurating_jax.experiments.outcomes import WINDOWS, Outcome, read_outcome
+from qurating_jax.experiments.comparing import held_out
+from qurating_jax.experiments.comparing.outcomes import WINDOWS, Outcome, read_outcome
 from qurating_jax.experiments.records import RunRecord
 from qurating_jax.method.seeds import holm
 from qurating_jax.runtime.errors import UsageError, UserError
