@@ -22,7 +22,7 @@ RUNS = {
     "tpu_create_v6e": ("tpu_pod.sh", ["create"], POD | {"TPU_TYPE": "v6e-16", "CAPACITY": ""}),
     "tpu_setup": ("tpu_pod.sh", ["setup"], POD | {"SETUP": "sudo mount nfs:/runs /mnt/runs"}),
     "tpu_run": ("tpu_pod.sh", ["run", *STAGE], POD),
-    "tpu_follow": ("tpu_pod.sh", ["follow"], POD),
+    "tpu_follow": ("tpu_pod.sh", ["follow"], POD | {"LOGS": "/nowhere/logs"}),  # its files would stand in the snapshot
     "tpu_babysit": ("tpu_pod.sh", ["babysit", *STAGE], POD),
     "tpu_delete": ("tpu_pod.sh", ["delete"], POD),
     "gke_cluster": ("gke_xpk.sh", ["cluster"], GKE),
@@ -172,11 +172,12 @@ def test_babysit_makes_lost_slices_anew(tmp_path, good, loss, attempts, code, ru
 
 def test_babysit_deletes_nothing_while_gcloud_does_not_answer(tmp_path):
     stand_in(tmp_path / "bin", "gcloud", 'echo "$*" >> "$RECORD"; exit 1')
-    settings = POD | {"RECORD": str(tmp_path / "record"), "MAX_ATTEMPTS": "2", "WAIT_SECONDS": "0"}
+    settings = POD | {"RECORD": str(tmp_path / "record"), "MAX_ATTEMPTS": "2", "WAIT_SECONDS": "0",
+                      "LOGS": str(tmp_path / "logs")}  # fmt: skip
     done = shell("tpu_pod.sh", ["babysit", *STAGE], settings, path=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert done.returncode == 1
     assert "not complete after 2 attempts" in done.stderr
-    assert "delete" not in (tmp_path / "record").read_text()
+    assert "queued-resources delete" not in (tmp_path / "record").read_text()
 
 
 def test_a_slice_that_never_comes_ends_the_wait(tmp_path):
