@@ -202,6 +202,8 @@ def _add_options(parser: argparse.ArgumentParser, config_class: Any, *, prefix: 
             f"--{name}",
             dest=name,
             metavar=_metavar(hint),
+            # Given several times a list grows; argparse's own habit is to drop all but the last without a word.
+            action="extend" if many else "store",
             nargs="+" if many else ("?" if hint is bool else None),
             const="true" if hint is bool else None,
             help=f"{text}{shown}",

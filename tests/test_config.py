@@ -93,6 +93,8 @@ def test_the_command_line_goes_before_the_file_before_the_defaults(yaml_file):
         (["--revision", "null"], {"revision": None}),
         (["--judge.max_cost", "2"], {"judge": Judge(max_cost=2.0)}),
         (["--num_pairs", "1", "--num_pairs", "2"], {"num_pairs": 2}),
+        (["--input", "a", "b*", "--name", "n", "--input", "c"], {"input": ("a", "b*", "c"), "name": "n"}),
+        (["--sizes", "3", "--sizes", "4"], {"sizes": (3, 4)}),
     ],
 )
 def test_command_line_values(argv, expected):
