@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from qurating_jax import config as configs
 from qurating_jax.config import option
+from qurating_jax.models.config import PRESETS
 from qurating_jax.runtime.errors import UsageError
 
 Kind = Literal["rater", "base_model", "language_model", "judgments", "rated_corpus"]
@@ -34,6 +35,7 @@ class Artifact:
     licence: str = option("see the repository", "terms of use, where they are certain")
     columns: tuple[str, ...] = option((), "data sets: columns that are to be there")
     labels: tuple[str, ...] = option((), "raters: names of the scores, in order")
+    architecture: str = option("", "models: the preset of its architecture, which plans go by")
     documents: int | None = option(None, "data sets: rows as published, rounded")
     tokens: int | None = option(None, "data sets: tokens of these as published, rounded")
     about: str = option("", "one line")
@@ -48,6 +50,10 @@ class Artifact:
             raise ValueError(f"columns belong to data sets, and this is a {self.kind}")
         if self.labels and self.kind != "rater":
             raise ValueError(f"labels belong to raters, and this is a {self.kind}")
+        if self.architecture and self.repo_type == "dataset":
+            raise ValueError(f"an architecture belongs to models, and this is a {self.kind}")
+        if self.architecture and self.architecture not in PRESETS:
+            raise ValueError(f"architecture {self.architecture!r} is no preset; there are {', '.join(PRESETS)}")
 
     @property
     def repo_type(self) -> Literal["model", "dataset"]:
@@ -68,6 +74,7 @@ class Family:
     repo: str = ""
     revision: str = "main"
     licence: str = "see the repository"
+    architecture: str = ""
     about: str = ""
     url: str = ""
     each: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -109,6 +116,11 @@ def find(artifacts: Mapping[str, Artifact], name: str) -> Artifact:
     close = difflib.get_close_matches(name, artifacts, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`qurating fetch` without a name lists them"
     raise UsageError(f"no published artifact `{name}`; {hint}")
+
+
+def find_repo(artifacts: Mapping[str, Artifact], repo: str) -> Artifact | None:
+    """The artifact of a hub id, in whatever case; None where it is none of these."""
+    return next((artifact for artifact in artifacts.values() if artifact.repo.lower() == repo.lower()), None)
 
 
 def _require_table(table: Any, where: str, kind: str = "a group of settings") -> None:

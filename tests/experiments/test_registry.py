@@ -93,6 +93,14 @@ def test_every_language_model_belongs_to_an_experiment():
         assert yaml.safe_load(path.read_text()).get("published") == models[path.stem], path.stem
 
 
+def test_every_model_says_its_architecture():
+    found = {name: entry.architecture for name, entry in registry.load().items() if entry.repo_type == "model"}
+    assert {name for name, preset in found.items() if preset != "sheared-llama-1.3b"} == {"sheared-llama-2.7b"}
+    assert found["sheared-llama-2.7b"] == "sheared-llama-2.7b"
+    assert registry.find_repo(registry.load(), "Princeton-NLP/qurater-1.3b").labels == CRITERIA
+    assert registry.find_repo(registry.load(), "princeton-nlp/qurater") is None
+
+
 def test_it_is_installed_with_the_package():
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["qurating_jax"]
@@ -132,6 +140,8 @@ def test_a_file_of_ones_own(tmp_path):
         ("artifacts: {a: {repo: x/y, revision: ''}}", "a: revision is empty; a branch, tag or commit is needed"),
         ("artifacts: {a: {repo: x/y, columns: [t]}}", "a: columns belong to data sets, and this is a language_model"),
         ("artifacts: {a: {repo: x/y, kind: judgments, labels: [t]}}", "a: labels belong to raters, and"),
+        ("artifacts: {a: {repo: x/y, architecture: gpt-5}}", "a: architecture 'gpt-5' is no preset; there are debug,"),
+        ("artifacts: {a: {repo: x/y, kind: judgments, architecture: debug}}", "a: an architecture belongs to models,"),
         ("artifacts: {a: {repo: x/y}, a: {repo: x/z}}", "key `a` stands twice"),
         ("families: {f: {repo: x/y-, members: {a: a}, other: 1}}", "f: unknown key `other`"),
         ("families: {f: {repo: x/y-, each: {c: [p]}, members: {'{c}': a, p: b}}}", "f: p stands twice"),

@@ -1,9 +1,11 @@
 """Which models the steps of an experiment are about, before there are any weights: what FLOPs and bytes follow from."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from qurating_jax.experiments import registry
 from qurating_jax.experiments.graph import Node
 from qurating_jax.experiments.planning.amounts import Amounts, node_at
 from qurating_jax.models import hf
@@ -18,14 +20,6 @@ Model = DecoderConfig | Literal["ngrams"] | None  # None: nobody knows which
 
 PUBLISHED_VOCABULARY = 32_000  # of Llama 2's tokenizer, which all published artifacts have
 DEFAULT_CRITERIA = 4
-
-# What the published models of the paper are, by the last part of their hub id or their name in the registry.
-_PUBLISHED = {
-    "qurater-1.3b": "sheared-llama-1.3b",
-    "sheared-llama-1.3b": "sheared-llama-1.3b",
-    "sheared-llama-2.7b": "sheared-llama-2.7b",
-}
-_PUBLISHED_FAMILIES = {"lm/": "sheared-llama-1.3b", "lm-1.3b-": "sheared-llama-1.3b"}
 
 
 def models_at(known: Amounts, place: str, *, criteria: int = 0) -> list[Model]:
@@ -45,7 +39,8 @@ def models_at(known: Amounts, place: str, *, criteria: int = 0) -> list[Model]:
     if node.stage == "combine-raters":
         return [model for inner in node.config.raters for model in models_at(known, inner, criteria=criteria)]
     if node.stage == "fetch":
-        return [_published(node.config.name, criteria)]
+        artifacts = _artifacts(node.config.registry)
+        return [_published(registry.find(artifacts, node.config.name), criteria)]
     if node.stage in ("train-lm", "train-rater"):
         return [trained(known, node)] * getattr(node.config, "num_members", 1)
     return [None]
@@ -118,16 +113,17 @@ def _base(known: Amounts, name: str, config: Any, vocabulary: int, tokens: int, 
     return model.with_head(criteria) if isinstance(model, DecoderConfig) else model
 
 
-def _published(name: str, criteria: int) -> Model:
-    last = name.lower().rpartition("/")[2]
-    preset = _PUBLISHED.get(last)
-    for start, of_family in _PUBLISHED_FAMILIES.items():
-        if name.lower().startswith(start) or last.startswith(start):
-            preset = of_family
-    if preset is None:
+@functools.cache
+def _artifacts(path: str | None) -> dict[str, registry.Artifact]:
+    return registry.load(path)
+
+
+def _published(artifact: registry.Artifact | None, criteria: int) -> Model:
+    """The model of a registry's entry; a rater has as many scores as it has labels."""
+    if artifact is None or not artifact.architecture:
         return None
-    head = max(criteria, DEFAULT_CRITERIA) if last.startswith("qurater") else criteria
-    return dataclasses.replace(PRESETS[preset], vocab_size=PUBLISHED_VOCABULARY).with_head(head)
+    preset = dataclasses.replace(PRESETS[artifact.architecture], vocab_size=PUBLISHED_VOCABULARY)
+    return preset.with_head(len(artifact.labels) or criteria)
 
 
 def _elsewhere(place: str, criteria: int) -> Model:
@@ -136,7 +132,7 @@ def _elsewhere(place: str, criteria: int) -> Model:
         return PRESETS[path].with_head(criteria)
     if not storage.is_remote(path) and storage.is_dir(path):
         return _exported(path, "train-rater", "train-lm", "combine-raters", "fetch")
-    return _published(path, criteria)
+    return _published(registry.find_repo(_artifacts(None), path), criteria)
 
 
 def _exported(directory: str, *stages: str) -> Model:

@@ -234,6 +234,28 @@ def test_what_would_fit_is_told_as_it_is_given(tmp_path):
     assert of_step(mended, "train_lm").work.notes == ()
 
 
+def test_models_that_are_not_there_are_those_of_the_registry(tmp_path):
+    """By name, by name in a registry of one's own, and by hub id in whatever case; of others nothing is known."""
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "artifacts:\n  big: {kind: rater, repo: me/big, architecture: sheared-llama-2.7b, labels: [a, b]}\n"
+        "  plain: {kind: rater, repo: me/plain}\n"
+    )
+    sizes = {"sheared-llama-1.3b": 2.48e9, "sheared-llama-2.7b": 5.16e9}  # forward, windows of 512 tokens
+    for given, wanted in (
+        (["rater.name=sheared-llama-2.7b"], sizes["sheared-llama-2.7b"]),
+        ([f"rater.registry={own}", "rater.name=big"], sizes["sheared-llama-2.7b"]),
+        (["annotate.rater=[princeton-nlp/QURATER-1.3b]"], sizes["sheared-llama-1.3b"]),
+        ([f"rater.registry={own}", "rater.name=plain"], None),
+        (["annotate.rater=[me/unknown]"], None),
+    ):
+        _, found = paper(tmp_path, "H100", 8, *given)
+        flops = of_step(found, "annotate").work.flops
+        assert flops == (None if wanted is None else pytest.approx(wanted * 260e9, rel=0.01)), given
+    _, found = paper(tmp_path, "H100", 8, "rater.name=qurater")
+    assert "no published artifact `qurater`; did you mean qurater-1.3b" in of_step(found, "annotate").work.refused
+
+
 def test_costs_and_sums_by_hand(tmp_path):
     graph, found = paper(tmp_path, "H100", 8, seeds=(0, 1))
     assert len(graph.runs) == 2
