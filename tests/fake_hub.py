@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+API = "/api"  # what is asked of a repository that is no file
 _PAGE = 3  # small, so that listings of several pages occur
 
 
@@ -25,7 +26,7 @@ class Repo:
     token: str | None = None  # gated: who brings another one, or none, gets 401 or 403 for files
     cuts: dict[str, list[int]] = field(default_factory=dict)  # name -> bytes after which each coming answer is cut
     wrong: dict[str, list[bytes]] = field(default_factory=dict)  # name -> what the coming answers hold instead
-    busy: dict[str, list[int]] = field(default_factory=dict)  # name -> statuses of the coming answers
+    busy: dict[str, list[int]] = field(default_factory=dict)  # name, or API -> statuses of the coming answers
     hold: dict[str, tuple[int, threading.Event]] = field(default_factory=dict)  # name -> bytes, then wait
     names: dict[str, str] = field(default_factory=dict)  # listed under another name
     ranges: bool = True
@@ -142,6 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
         repo = hub.repositories.get((words[0], "/".join(words[1:3])))
         if repo is None:
             self._refuse(401, "RepoNotFound")
+            return
+        with hub.lock:
+            busy = repo.busy[API].pop(0) if repo.busy.get(API) else None
+        if busy is not None:
+            self._answer(busy, b"busy")
             return
         revision = "/".join(words[4:]) or "main"
         commit = repo.branches.get(revision, revision)

@@ -144,7 +144,10 @@ def _wanted(config: Config, artifact: Artifact, files: tuple[RemoteFile, ...], w
     needed = (".safetensors",) if is_model else _DATA_SUFFIXES
     if not config.include and not any(file.name.endswith(needed) for file in wanted):
         pickled = next((file.name for file in files if file.name.endswith((".bin", ".pt", ".pth"))), None)
-        hint = f"; {pickled} is a pickle, which is not read: name a --revision with safetensors (refs/pr/N)"
+        hint = (
+            f"; {pickled} is a pickle, which is not read: name a --revision with safetensors (refs/pr/N), or a "
+            "--mirror with a copy that was saved as safetensors"
+        )
         raise UserError(f"{where}: holds no {' or '.join(needed)}{hint if is_model and pickled else ''}")
     return wanted
 

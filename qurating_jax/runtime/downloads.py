@@ -68,8 +68,14 @@ class Place:
 
 
 def check_names(files: Sequence[RemoteFile], where: str) -> None:
-    """Raises `UserError` for a name that could lead out of a directory, or that stands twice; `where` is the source."""
-    seen = set()
+    """Raises `UserError` for a name that could lead out of a directory, or that no two files can have side by side.
+
+    Args:
+        files: as they are listed.
+        where: the source, for the message.
+    """
+    seen: set[str] = set()
+    folders: set[str] = set()
     for file in files:
         parts = file.name.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\\" in file.name or not file.name.isprintable():
@@ -77,6 +83,9 @@ def check_names(files: Sequence[RemoteFile], where: str) -> None:
         if file.name in seen:
             raise UserError(f"{where}: lists {file.name} twice; nothing was fetched")
         seen.add(file.name)
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    if both := sorted(seen & folders):
+        raise UserError(f"{where}: lists {both[0]} as a file and as a folder; nothing was fetched")
 
 
 def require_space(directory: str, num_bytes: int) -> None:

@@ -9,9 +9,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from qurating_jax.runtime.downloads import RemoteFile
 from qurating_jax.runtime.errors import UserError
@@ -22,6 +22,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 _RETRIES = 5  # in a row without a byte
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 300.0
 _BUSY = (408, 429, 500, 502, 503, 504)
+_RESET = re.compile(r"\bt=(\d+)")  # in a header `RateLimit: "api";r=0;t=55`
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,12 @@ class Listing:
 
 
 class _Busy(Exception):
-    """The hub asks to come again; `seconds` as it says, or 0."""
+    """The hub asks to come again; `seconds` as its headers say, or 0."""
 
-    def __init__(self, status: int, seconds: float) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(f"it answers {status}")
-        self.seconds = seconds
+        after, reset = headers.get("Retry-After", ""), _RESET.search(headers.get("RateLimit", ""))
+        self.seconds = float(after) if after.isdecimal() else float(reset[1]) if reset else 0.0
 
 
 def resolve(repository: Repository, revision: str) -> str:
@@ -57,8 +61,11 @@ def resolve(repository: Repository, revision: str) -> str:
         UserError: no such repository or revision, no right to read it, no answer, or HF_HUB_OFFLINE is set.
     """
     api = _api(repository)
-    with _errors(repository, revision):
-        commit = api.repo_info(repository.name, revision=revision, repo_type=repository.type, timeout=_timeout()).sha
+
+    def ask() -> Any:
+        return api.repo_info(repository.name, revision=revision, repo_type=repository.type, timeout=_timeout()).sha
+
+    commit = _asked(repository, revision, ask)
     if commit is None or not COMMIT.fullmatch(commit):
         raise UserError(f"{repository.name}: the hub names no commit for revision {revision}")
     return commit
@@ -69,9 +76,12 @@ def list_files(repository: Repository, commit: str) -> Listing:
     from huggingface_hub.hf_api import RepoFile
 
     api = _api(repository)
-    with _errors(repository, commit):
+
+    def ask() -> list[RemoteFile]:
         tree = api.list_repo_tree(repository.name, recursive=True, revision=commit, repo_type=repository.type)
-        files = [_remote_file(repository, entry) for entry in tree if isinstance(entry, RepoFile)]
+        return [_remote_file(repository, entry) for entry in tree if isinstance(entry, RepoFile)]
+
+    files = _asked(repository, commit, ask)
     return Listing(commit, tuple(sorted(files, key=lambda file: file.name)))
 
 
@@ -109,7 +119,7 @@ def read(repository: Repository, commit: str, file: RemoteFile, offset: int) -> 
                 "the same command goes on there"
             )
         log.info("%s: %s at byte %d of %d; again", file.name, problem, offset, file.size)
-        yield from _wait(min(max(seconds, _FIRST_WAIT_SECONDS * 2 ** (failures - 1)), _LONGEST_WAIT_SECONDS))
+        yield from _wait(_seconds(failures, seconds))
 
 
 def _body(url: str, offset: int) -> Iterator[bytes]:
@@ -120,8 +130,7 @@ def _body(url: str, offset: int) -> Iterator[bytes]:
     headers |= {"Range": f"bytes={offset}-"} if offset else {}
     with get_session().stream("GET", url, headers=headers, timeout=_timeout()) as response:
         if response.status_code in _BUSY:
-            after = response.headers.get("Retry-After", "")
-            raise _Busy(response.status_code, float(after) if after.isdecimal() else 0.0)
+            raise _Busy(response.status_code, response.headers)
         hf_raise_for_status(response)
         skipped = 0 if response.status_code == 206 else offset  # a server without ranges sends the whole file
         for piece in response.iter_bytes():  # as they come: with a size of pieces, a cut would lose the last one
@@ -129,6 +138,26 @@ def _body(url: str, offset: int) -> Iterator[bytes]:
             skipped -= len(piece) - len(kept)
             if kept:
                 yield kept
+
+
+def _asked(repository: Repository, revision: str, ask: Callable[[], T]) -> T:
+    """What `ask` gives; a busy hub is asked again."""
+    failures = 0
+    while True:
+        try:
+            with _errors(repository, revision):
+                return ask()
+        except _Busy as busy:
+            failures += 1
+            if failures > _RETRIES:
+                raise UserError(f"{repository.name}@{revision}: {_endpoint()} is busy: {busy}") from None
+            log.info("%s: %s; again", repository.name, busy)
+            time.sleep(_seconds(failures, busy.seconds))
+
+
+def _seconds(failures: int, wanted: float) -> float:
+    """How long to wait after so many failures in a row, where the hub wants so many seconds."""
+    return min(max(wanted, _FIRST_WAIT_SECONDS * 2 ** (failures - 1)), _LONGEST_WAIT_SECONDS)
 
 
 def _wait(seconds: float) -> Iterator[bytes]:
@@ -168,6 +197,8 @@ def _timeout() -> float:
 def _remote_file(repository: Repository, entry: Any) -> RemoteFile:
     sha256 = entry.lfs.sha256 if entry.lfs is not None else None
     checksum, form = (entry.blob_id, COMMIT) if sha256 is None else (sha256, SHA256)
+    if not isinstance(entry.path, str):
+        raise ValueError(f"a file called {entry.path!r:.80}")
     if not isinstance(entry.size, int) or entry.size < 0 or not form.fullmatch(checksum):
         raise UserError(
             f"{repository.name}: {_endpoint()} states no size and checksum of {entry.path!r}; get the files by "
@@ -178,7 +209,7 @@ def _remote_file(repository: Repository, entry: Any) -> RemoteFile:
 
 @contextlib.contextmanager
 def _errors(repository: Repository, revision: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """What the client raises, as one line. Texts of its own are left out: they may hold signed addresses."""
+    """What the client raises, as one line, or `_Busy`. Its own texts are left out: they may hold signed addresses."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
@@ -200,6 +231,8 @@ def _errors(repository: Repository, revision: str, *, passing: tuple[type[Except
         ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
+        if status in _BUSY:
+            raise _Busy(status, error.response.headers) from None
         raise UserError(
             refused if status in (401, 403) else f"{name}@{revision}: {endpoint} answers {status}"
         ) from None
@@ -207,6 +240,10 @@ def _errors(repository: Repository, revision: str, *, passing: tuple[type[Except
         if isinstance(error, passing):
             raise
         raise UserError(f"{name}: {endpoint} does not answer ({_one_line(error)})") from None
+    except httpx.InvalidURL:  # its text may hold a proxy's password
+        raise UserError(
+            f"{name}: an address is not well formed; look at HF_ENDPOINT, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{name}@{revision}: no answer of a hub from {endpoint} ({_one_line(error)})") from None
 

@@ -305,7 +305,7 @@ def test_weights_that_are_pickles_alone_are_refused_before_anything_is_downloade
     message = error_of(capsys, "fetch", "qurater-1.3b", "--output", tmp_path / "out")
     assert message == (
         f"{RATER}@{commit}: holds no .safetensors; pytorch_model.bin is a pickle, which is not read: name a --revision "
-        "with safetensors (refs/pr/N)"
+        "with safetensors (refs/pr/N), or a --mirror with a copy that was saved as safetensors"
     )
     assert asked(server) == []
     assert fetch("qurater-1.3b", tmp_path / "pr", "--revision", "refs/pr/3") == 0

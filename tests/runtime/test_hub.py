@@ -163,6 +163,46 @@ def test_a_busy_hub_is_asked_again_and_a_dead_one_given_up_with_what_has_come(co
     assert content(tmp_path) == FILES
 
 
+def test_a_busy_hub_is_asked_again_what_there_is(commit, repo, server):
+    repo.busy = {fake_hub.API: [429, 503]}
+    assert hub.resolve(MODEL, "main") == commit
+    repo.busy = {fake_hub.API: [429, 500]}
+    assert len(hub.list_files(MODEL, commit).files) == len(FILES)
+    repo.busy = {fake_hub.API: [429] * 6}
+    assert error_of(hub.resolve, MODEL, "main") == f"owner/model@main: {server.url} is busy: it answers 429"
+    assert repo.busy == {fake_hub.API: []}
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"RateLimit": '"resolvers";r=0;t=55'}, 55),
+        ({"Retry-After": "7", "RateLimit": '"api";r=0;t=55'}, 7),
+        ({"Retry-After": "Sat, 28 Nov 2026 05:40:00 GMT", "RateLimit": "x"}, 0),
+        ({}, 0),
+    ],
+)
+def test_how_long_a_busy_hub_wants_to_be_left_alone(headers, seconds):
+    assert hub._Busy(429, headers).seconds == seconds
+    assert hub._seconds(3, 0) == 4 * hub._FIRST_WAIT_SECONDS
+    assert hub._seconds(1, seconds) == max(seconds, hub._FIRST_WAIT_SECONDS)
+    assert hub._seconds(1, 1e9) == 300
+
+
+def test_a_proxy_that_is_no_address_is_one_line_without_its_password(commit, monkeypatch):
+    from huggingface_hub.utils import close_session
+
+    close_session()
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secr/et@127.0.0.1:1")
+    try:
+        message = error_of(hub.resolve, MODEL, "main")
+    finally:
+        close_session()
+    assert message.startswith("owner/model: an address is not well formed; look at HF_ENDPOINT, HTTPS_PROXY")
+    assert "secr" not in message
+
+
 def test_a_partial_file_is_continued_by_the_next_process(commit, server, tmp_path):
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "model.safetensors").write_bytes(BIG[:2_000_000])
@@ -249,6 +289,17 @@ def test_names_that_could_lead_elsewhere_are_refused(commit, repo, tmp_path, nam
 def test_a_name_twice_is_refused(commit, repo, tmp_path):
     repo.names = {"config.json": "empty.txt"}
     assert error_of(fetch, tmp_path, commit) == "here: lists empty.txt twice; nothing was fetched"
+
+
+def test_a_name_that_is_a_folder_of_another_is_refused(commit, repo, tmp_path):
+    repo.names = {"config.json": "empty.txt/config.json"}
+    message = error_of(fetch, tmp_path, commit)
+    assert message == "here: lists empty.txt as a file and as a folder; nothing was fetched"
+
+
+def test_a_name_that_is_no_text_is_no_answer_of_a_hub(commit, repo):
+    repo.names = {"config.json": ["config.json"]}
+    assert error_of(hub.list_files, MODEL, commit).endswith("(a file called ['config.json'])")
 
 
 @given(st.text(min_size=1, max_size=12, alphabet="a./\\b \n~"))
