@@ -13,7 +13,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import draccus
 import yaml
@@ -23,6 +23,7 @@ from qurating_jax.runtime.errors import UsageError
 
 T = TypeVar("T")
 _POSITIONAL = "positional "  # no option has a space in its name
+_MOST_ENTRIES = 100_000  # of a config file
 
 
 def option(default: T, help: str, *, runtime: bool = False, reads: bool = False, positional: bool = False) -> T:
@@ -140,20 +141,40 @@ def load_yaml(path: str) -> dict[str, Any]:
     """Reads a YAML mapping with the safe loader, also from `gs://`; a repeated key is an error (`UsageError`)."""
     try:
         with storage.open_read(path) if storage.is_remote(path) else open(path, encoding="utf-8") as stream:
-            values = yaml.load(stream, Loader=_UniqueKeyLoader)
+            values = read_yaml(stream, where=path)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such config file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: nested too deeply for a config file") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a config file is a mapping of keys to values, not a {type(values).__name__}")
     return values
+
+
+def read_yaml(text: "str | IO[str] | IO[bytes]", *, where: str) -> Any:
+    """The value that a YAML text stands for, by the safe loader; `where` names its origin in errors.
+
+    Raises:
+        UsageError: not valid YAML, a repeated key, nested too deeply, or anchors that are put in without end.
+    """
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:  # a date or number that is none is a ValueError
+        said = getattr(error, "problem", None) if isinstance(text, str) else None  # one line: the place says nothing
+        raise UsageError(f"{where}: not valid YAML: {' '.join(str(said or error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deeply for a config file") from None
+    entries, left = 0, [value]
+    while left:
+        inner = left.pop()
+        children = list(inner.values()) if isinstance(inner, dict) else inner if isinstance(inner, list) else []
+        entries += len(children)
+        if entries > _MOST_ENTRIES:  # of an anchor inside of itself there is no end
+            raise UsageError(f"{where}: more than {_MOST_ENTRIES:,} entries with what its anchors stand for")
+        left += children
+    return value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -269,6 +290,8 @@ def _mismatch(value: Any, kind: Any) -> str | None:
             number = None
         if kind is int and (number is None or isinstance(value, float)):
             return "a whole number"
-        if number is None or not math.isfinite(number):
+        if kind is int and abs(number or 0) >= 1 << 63:
+            return "a whole number of 64 bits"
+        if number is None or (isinstance(number, float) and not math.isfinite(number)):
             return "a finite number"
     return None

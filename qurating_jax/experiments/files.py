@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from qurating_jax import config as configs
 from qurating_jax.config import option
+from qurating_jax.experiments import records
+from qurating_jax.experiments.substitution import OUTPUT, substitute
 from qurating_jax.runtime.errors import UsageError
 
-REFERENCE = re.compile(r"\$(?:(\$)|([a-z][a-z0-9_]*)|\{([a-z][a-z0-9_]*)\})")
 SCALES = "scales"  # folder beside the base
-OUTPUT = "output"  # the one name that is neither a value nor a step
 GIVEN = "--set"  # what the layer of the command line is called in errors
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MOST = 100_000  # characters or entries of a value; of references that double in every line there is no end
 _TABLES = ("values", "expected", "steps")
 
 
@@ -47,6 +46,10 @@ class Amount:
     documents: int | None = option(None, "documents")
     tokens: int | None = option(None, "tokens")
     bytes: int | None = option(None, "UTF-8 bytes of text")
+
+    def __post_init__(self) -> None:
+        if min(self.documents or 0, self.tokens or 0, self.bytes or 0) < 0:
+            raise ValueError("amounts are 0 and above")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ def load_experiment(
         UsageError: with file and key, for whatever does not fit.
     """
     path = _find(file)
+    name = os.path.splitext(os.path.basename(path))[0]
+    if not records.is_name(name):
+        raise UsageError(f"{path}: its name is the experiment's, and {name!r} cannot be that of a folder of records")
     layers = _chain(path)
     base = layers[0].where
     if scale or os.path.isdir(_scales(base)):
@@ -117,11 +123,11 @@ def load_experiment(
     if not goal:
         raise UsageError(f"{path}: no `goal`: name the steps that are wanted")
     for key, names in (("goal", goal), ("seeded", seeded)):
-        for name in names:
-            if name not in stages:
-                raise UsageError(f"{path}: {key}: no step `{name}`{_hint(name, stages)}")
+        for step in names:
+            if step not in stages:
+                raise UsageError(f"{path}: {key}: no step `{step}`{_hint(step, stages)}")
     return Experiment(
-        name=os.path.splitext(os.path.basename(path))[0],
+        name=name,
         file=path,
         scale=os.path.splitext(os.path.basename(scale))[0],
         title=own.title,
@@ -129,44 +135,8 @@ def load_experiment(
         goal=goal,
         seeded=seeded,
         expected=_expected(layers, values, stages),
-        steps={name: _step(name, stage, layers, values, config_of) for name, stage in stages.items()},
+        steps={step: _step(step, stage, layers, values, config_of) for step, stage in stages.items()},
     )
-
-
-def references(value: Any) -> list[str]:
-    """Names (but `output`) that the texts in a value refer to, in order, each once."""
-    if isinstance(value, str):
-        found = [match[2] or match[3] for match in REFERENCE.finditer(value) if not match[1]]
-        found = [name for name in found if name != OUTPUT]
-    elif isinstance(value, Mapping):
-        found = [name for inner in value.values() for name in references(inner)]
-    elif isinstance(value, (list, tuple)):
-        found = [name for inner in value for name in references(inner)]
-    else:
-        found = []
-    return list(dict.fromkeys(found))
-
-
-def substitute(value: Any, of: Callable[[str], Any], *, dollar: str = "$") -> Any:
-    """The value with every `$name` replaced by `of(name)`, and `$$` by `dollar`.
-
-    A text that is a reference and nothing else becomes what `of` gives, a number or a list as well; in a list, a list
-    takes its place among the others.
-    """
-    if isinstance(value, str):
-        alone = REFERENCE.fullmatch(value)
-        if alone and not alone[1]:
-            return of(alone[2] or alone[3])
-        return REFERENCE.sub(lambda match: dollar if match[1] else str(of(match[2] or match[3])), value)
-    if isinstance(value, Mapping):
-        return {key: substitute(inner, of, dollar=dollar) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        found: list[Any] = []
-        for inner in value:
-            put = substitute(inner, of, dollar=dollar)
-            found += put if isinstance(put, list) and not isinstance(inner, (list, tuple)) else [put]
-        return found
-    return value
 
 
 def _find(file: str) -> str:
@@ -192,7 +162,8 @@ def _scale(base: str, scale: str) -> str:
         return os.path.join(folder, f"{scale}.yaml")
     if scale.endswith(".yaml") and os.path.isfile(scale):
         return scale
-    raise UsageError(f"--scale {scale or '(not given)'}: one of {', '.join(known)}, or a file of overrides")
+    names = f"one of {', '.join(known)}, or " if known else ""
+    raise UsageError(f"--scale {scale or '(not given)'}: {names}a file of overrides")
 
 
 def _chain(path: str) -> list[Layer]:
@@ -235,17 +206,16 @@ def _given(given: Iterable[str], layers: Sequence[Layer]) -> Layer:
         name, _, rest = key.partition(".")
         if not sign:
             raise UsageError(f"{GIVEN} {entry}: give NAME=VALUE or STEP.OPTION=VALUE")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"{GIVEN} {entry}: {text!r} is not valid YAML") from None
-        if name in known_values and not rest:
+        value = configs.read_yaml(text, where=f"{GIVEN} {entry}")
+        if key in known_values:
             values[name] = value
-        elif name in known_steps and rest:
-            _put(steps.setdefault(name, {}), rest.split("."), value, entry)
+        elif name in known_steps:
+            if not all(path := rest.split(".")):
+                raise UsageError(f"{GIVEN} {entry}: give an option of the step, {name}.OPTION=VALUE")
+            _put(steps.setdefault(name, {}), path, value, entry)
         else:
-            what = "value or step" if not rest else "step"
-            raise UsageError(f"{GIVEN} {entry}: no {what} `{name}`{_hint(name, known_values | known_steps)}")
+            what, known = ("step", known_steps) if "." in key else ("value or step", known_values | known_steps)
+            raise UsageError(f"{GIVEN} {entry}: no {what} `{name}`{_hint(name, known)}")
     return Layer(GIVEN, Head(), values, {}, steps)
 
 
@@ -286,7 +256,7 @@ def _stages(layers: Sequence[Layer]) -> dict[str, str]:
     for layer in layers:
         for name, options in layer.steps.items():
             stage = options.get("stage")
-            if stage is not None and not isinstance(stage, str):
+            if stage is not None and not (isinstance(stage, str) and stage):
                 raise UsageError(f"{layer.where}: steps.{name}.stage is the name of a stage")
             stages[name] = stage or stages.get(name) or name.replace("_", "-")
     return stages
@@ -328,9 +298,15 @@ class _Values:
         """True where the value can be had."""
         return self.raw[name] is not None or self._placeholders
 
-    def fill(self, value: Any, where: str) -> Any:
-        """`value` with values put in."""
-        return substitute(value, lambda name: self.of(name, where), dollar="$$")
+    def fill(self, value: Any, where: str, path: tuple[str, ...] = ()) -> Any:
+        """`value` with values put in; `path` is the names of those that it is part of."""
+        try:
+            found = substitute(value, lambda name: self.of(name, where, path), dollar="$$")
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
+        if isinstance(found, (str, list)) and len(found) > _MOST:
+            raise UsageError(f"{where}: {' -> '.join(path)} grows to {len(found):,} characters or entries")
+        return found
 
     def of(self, name: str, where: str = "", path: tuple[str, ...] = ()) -> Any:
         """A value with all that it refers to; a step's name as the reference that it was."""
@@ -348,7 +324,7 @@ class _Values:
             if self._placeholders:
                 return f"<{name}>"
             raise UsageError(f"{where}: the value `{name}` is not set; give --set {name}=...")
-        return substitute(value, lambda inner: self.of(inner, where, (*path, name)), dollar="$$")
+        return self.fill(value, where, (*path, name))
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

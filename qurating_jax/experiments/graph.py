@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qurating_jax import config as configs
-from qurating_jax.experiments.files import OUTPUT, Amount, ConfigOf, Experiment, Step, references, substitute
+from qurating_jax.experiments.files import Amount, ConfigOf, Experiment, Step
+from qurating_jax.experiments.substitution import OUTPUT, references, substitute
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UsageError
 
@@ -186,19 +187,25 @@ class _Builder:
 def _in_order(experiment: Experiment) -> list[str]:
     """The steps that the goals need, what is read before its reader."""
     order: dict[str, None] = {}
+    path: dict[str, list[str]] = {}  # a step on the way to a goal -> what it reads and is not yet in order
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
+    def enter(name: str) -> None:
         if name in path:
-            cycle = " -> ".join([*path[path.index(name) :], name])
+            steps = list(path)
+            cycle = " -> ".join([*steps[steps.index(name) :], name])
             raise UsageError(f"{experiment.steps[name].where}: the steps go in a circle: {cycle}")
-        if name in order:
-            return
-        for inner in references(experiment.steps[name].options):
-            visit(inner, (*path, name))
-        order.setdefault(name)
+        if name not in order:
+            path[name] = references(experiment.steps[name].options)[::-1]
 
     for goal in experiment.goal:
-        visit(goal, ())
+        enter(goal)
+        while path:
+            last = next(reversed(path))
+            if path[last]:
+                enter(path[last].pop())
+            else:
+                order[last] = None
+                del path[last]
     return list(order)
 
 

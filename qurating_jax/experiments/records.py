@@ -12,7 +12,7 @@ RUNS = "runs"
 SCHEMA_VERSION = 1
 
 _FILE = re.compile(r"seed([0-9]+)\.json")
-_NAME = re.compile(r"[^./\\][^/\\]*")  # one part of a path
+_NAME = re.compile(r"[^./\\][^/\\]*")  # one part of a path, and not hidden
 _KINDS: dict[str, type] = {
     "experiment": str,
     "seed": int,
@@ -61,6 +61,11 @@ class RunRecord:
         return storage.join(self.output, self.steps[step])
 
 
+def is_name(name: str) -> bool:
+    """True for what an experiment may be called: its records stand in a folder of this name."""
+    return _NAME.fullmatch(name) is not None and name.isprintable()
+
+
 def run_path(output: str, experiment: str, seed: int) -> str:
     """Where the record of a run stands."""
     return storage.join(output, RUNS, experiment, f"seed{seed}.json")
@@ -72,7 +77,7 @@ def write_run(output: str, record: RunRecord) -> str:
     Raises:
         ValueError: a name that makes no path, a negative seed, or a step outside of the output.
     """
-    if not _NAME.fullmatch(record.experiment) or record.seed < 0:
+    if not is_name(record.experiment) or record.seed < 0:
         raise ValueError(f"no run record for experiment {record.experiment!r} with seed {record.seed}")
     for step, place in record.steps.items():
         if not _inside(place):
@@ -109,7 +114,7 @@ def read_run(path: str) -> RunRecord:
         if not isinstance(document.get(key), kind) or isinstance(document.get(key), bool):
             raise UserError(f"{path}: not a run record of `qurating run` (`{key}` is missing or of another type)")
     steps, goal = document["steps"], document["goal"]
-    if document["seed"] < 0 or not _NAME.fullmatch(document["experiment"]):
+    if document["seed"] < 0 or not is_name(document["experiment"]):
         raise UserError(f"{path}: not a run record of `qurating run` (experiment or seed)")
     for step, place in steps.items():
         if not isinstance(place, str) or not _inside(place):

@@ -127,6 +127,14 @@ def test_a_circle_names_its_steps(tmp_path):
     refuses("one.yaml: steps.c: the steps go in a circle: c -> b -> c", tmp_path, one=text)
 
 
+def test_a_long_chain_of_steps_is_a_graph(tmp_path):
+    steps = {"s0": {"stage": "corpus"}} | {
+        f"s{n}": {"stage": "split", "input": [f"$s{n - 1}/train"]} for n in range(1, 1500)
+    }
+    graph = graph_of(tmp_path, one=json.dumps({"goal": ["s1499"], "steps": steps}))
+    assert [node.steps for node in graph.nodes.values()] == [(name,) for name in steps]
+
+
 def test_a_seed_of_a_seeded_step_is_refused(tmp_path):
     text = SMALL.replace("input: [$a/train]}\n  c", "input: [$a/train], seed: 5}\n  c")
     message = "one.yaml: steps.b.seed: the step is seeded by the run; leave it out, or out of `seeded`"
