@@ -1,26 +1,57 @@
 """Tables for a terminal. Names and ids are untrusted: no markup, no control characters, bounded length."""
 
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.measure import Measurement
     from rich.table import Table
 
 CELL_CHARACTERS = 48
 PLAIN_WIDTH = 160  # where stdout is no terminal: a file or pipe has no width of its own
 NOTHING = "-"
+_PIECE = re.compile(r"[^-_/. ,]*[-_/. ,]*")
 
 
-def table(title: str, *headings: str) -> "Table":
-    """An empty table."""
+@dataclass(frozen=True)
+class Name:
+    """A cell that is broken behind `-`, `_`, `/`, `.`, commas and spaces; elsewhere where a piece finds no room."""
+
+    text: str
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        yield Text("\n".join(lines_of(self.text, options.max_width)), overflow="fold")
+
+    def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
+        from rich.measure import Measurement
+
+        return Measurement(min(len(self.text), options.max_width), len(self.text))
+
+
+def table(title: str, *headings: str, names: bool = False) -> "Table":
+    """An empty table.
+
+    Args:
+        title: above it.
+        headings: of the columns; a heading may have several lines.
+        names: the first column holds `Name`s, and gives way to the numbers beside it, which are never broken.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(_clean(title, PLAIN_WIDTH)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for heading in headings:
-        made.add_column(heading, overflow="fold")
+    for place, heading in enumerate(headings):
+        whole = names and place > 0
+        shown = Text("\n".join(map(_clean, heading.split("\n"))))
+        made.add_column(shown, overflow="ellipsis" if whole else "fold", no_wrap=whole)
     return made
 
 
@@ -28,7 +59,24 @@ def add_row(to: "Table", *cells: object) -> None:
     """Adds a row of cells, as they print."""
     from rich.text import Text
 
-    to.add_row(*(Text(_clean(str(cell))) for cell in cells))
+    to.add_row(*(Name(_clean(cell.text)) if isinstance(cell, Name) else Text(_clean(str(cell))) for cell in cells))
+
+
+def lines_of(text: str, most: int) -> list[str]:
+    """A name in lines of at most so many characters, broken as `Name` says."""
+    lines = [""]
+    for piece in _PIECE.findall(text):
+        if lines[-1] and len(lines[-1] + piece) > most:
+            lines.append("")
+        lines[-1] += piece
+        while len(lines[-1]) > most > 0:
+            lines[-1:] = [lines[-1][:most], lines[-1][most:]]
+    return lines
+
+
+def width() -> int:
+    """Characters in a line of stdout."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
 
 
 def number(value: float | None) -> str:

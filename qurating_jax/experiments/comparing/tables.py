@@ -1,18 +1,24 @@
-"""A comparison of experiments as tables for a terminal, from the document of `comparing.compare`."""
+"""A comparison of experiments as tables for a terminal, from the document of `comparing.compare`.
 
-from collections.abc import Iterator, Mapping
+Numbers are never broken; names are, behind `_`, where the terminal is narrow. Ranges over seeds, and intervals of what
+is not compared, stand in the JSON alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qurating_jax.runtime.terminal import NOTHING, add_row, table
+from qurating_jax.runtime import terminal
+from qurating_jax.runtime.terminal import NOTHING, Name, add_row, table
 from qurating_jax.selection.explaining.show import figure, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MOST_RATINGS = 2  # columns of them in the first table; more have a table of their own
-_MOST_COLUMNS = 5  # of intervals side by side
+_NAME_WIDTH, _INTERVAL_WIDTH, _RATING_WIDTH = 24, 20, 14  # characters that columns of these take, room between included
+_HEADING_WIDTH = 17  # of a domain or experiment above an interval
+_MOST_ACROSS = 12  # domains as columns, in several tables where the terminal is narrow; more are rows
 _MOST_DOMAINS = 40
-_LARGE_COUNT = 1000  # counts from here on have whole means
+_WHOLE_COUNT, _LARGE_COUNT = 1000, 1_000_000  # counts from here on have whole means; stand in millions or billions
 _MOST_MISSING = 20  # runs that are told of
 _SUFFIX = "_average"  # of rating columns (and of each of a sum of them); headings do without
 
@@ -25,7 +31,7 @@ def tables(result: Mapping[str, Any]) -> "Iterator[Table]":
         yield from _domains(result)
     if any(of["selection"] for of in experiments.values()):
         yield _selections(experiments)
-    if len(_ratings(experiments)) > _MOST_RATINGS:
+    if _ratings(experiments):
         yield from _mean_ratings(experiments)
     if any(of["selection"] and of["selection"]["overlap"] for of in experiments.values()):
         yield _overlaps(result)
@@ -36,7 +42,10 @@ def tables(result: Mapping[str, Any]) -> "Iterator[Table]":
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What is said below the tables: what an interval is of, what was left out, what is not there."""
     experiments, baseline = result["experiments"], result["baseline"]
-    lines = [f"differences are less {baseline}: below 0 is better; p is adjusted for all differences (Holm)"]
+    lines = [
+        f"differences are less {baseline}, below 0 is better; \N{PLUS-MINUS SIGN} half of the interval; p is adjusted "
+        "for all differences (Holm)"
+    ]
     if windows := result["windows"]:
         lines.append(
             f"windows of up to {windows['context_tokens']} tokens, {windows['stride_tokens']} further each time, "
@@ -49,11 +58,13 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     single = [name for name, of in evaluated.items() if len(of["seeds"]) == 1]
     if single:
         lines.append(f"1 seed: says nothing of other seeds ({', '.join(single)})")
-    two = [name for name, of in compared.items() if of["paired_seeds"] and len(of["seeds"]) == 2]
+    two = [name for name, of in evaluated.items() if len(of["seeds"]) == 2]
     if two:
         lines.append(f"2 seeds: intervals may hold the truth less often than they say ({', '.join(two)})")
     for name, of in compared.items():
         lines += _notes_of_difference(name, of, baseline, len(evaluated[name]["seeds"]))
+    if any(_lonely(of["domains"]) for of in [*evaluated.values(), *compared.values()]):
+        lines.append("a domain of one document has no interval, and the mean of domains with it has none either")
     for name, of in evaluated.items():
         if of["documents_left_out"]:
             lines.append(f"{name}: {of['documents_left_out']:,} documents left out, which not every seed has")
@@ -86,26 +97,28 @@ def _notes_of_difference(name: str, of: Mapping[str, Any], baseline: str, num_se
     return lines
 
 
+def _lonely(domains: Mapping[str, Any]) -> bool:
+    return any(of["num_documents"] == 1 for of in domains.values())
+
+
 def _experiments(result: Mapping[str, Any]) -> "Table":
+    """Held-out figures; bits per byte with intervals where there are no differences with them."""
     experiments = result["experiments"]
-    columns = _ratings(experiments)
-    columns = columns if len(columns) <= _MOST_RATINGS else []
+    compared = any(of["difference"] for of in experiments.values())
     made = table(
-        f"Experiments, {result['level']:.0%} intervals", "experiment", "seeds", "selected tokens",
-        *(f"mean {_short(column)}" for column in columns),
-        "perplexity", "bits per byte", f"less {result['baseline']}", "p (Holm)",
+        f"Experiments, {result['level']:.0%} intervals, less {result['baseline']}",
+        "experiment", "seeds", "perplexity", "bits per\nbyte", "less\nbaseline", "p\n(Holm)", names=True,
     )  # fmt: skip
     for name, of in experiments.items():
-        everything = (of["evaluation"] or {}).get("all")
+        everything = (of["evaluation"] or {}).get("all") or {}
         difference = of["difference"] or {}
+        bits = everything.get("bits_per_byte")
         add_row(
             made,
-            name,
-            " ".join(map(str, of["seeds"])),
-            _of_selection(of, "selected_tokens"),
-            *(_mean_rating(of, column) for column in columns),
-            _interval(everything and everything["perplexity"], 2),
-            _interval(everything and everything["bits_per_byte"], 4),
+            Name(name),
+            _seeds(of["evaluation"] or of),
+            _value(everything.get("perplexity"), 2),
+            _value(bits, 4) if compared else _interval(bits, 4),
             _interval(difference and difference["all"]["bits_per_byte"], 4),
             _p_value(difference.get("p_holm")),
         )
@@ -113,82 +126,93 @@ def _experiments(result: Mapping[str, Any]) -> "Table":
 
 
 def _domains(result: Mapping[str, Any]) -> "Iterator[Table]":
-    """Differences in bits per byte: domains as columns where they find room, else as rows."""
+    """Differences in bits per byte: domains as columns, or as rows where there are many."""
     compared = {name: of["difference"] for name, of in result["experiments"].items() if of["difference"]}
     domains = sorted({domain for of in compared.values() for domain in of["domains"]})
     title = f"Bits per byte less {result['baseline']}, by domain"
-
-    def cell(of: Mapping[str, Any], domain: str) -> str:
-        return _interval((of["domains"].get(domain) or {}).get("bits_per_byte"), 4)
-
-    if len(domains) < _MOST_COLUMNS:
-        made = table(title, "experiment", "mean of domains", *domains)
-        for name, of in compared.items():
-            add_row(made, name, _interval(of["macro"]["bits_per_byte"], 4), *(cell(of, domain) for domain in domains))
-        yield made
+    mean = "mean of domains"
+    cells = {
+        name: {mean: _interval(of["macro"]["bits_per_byte"], 4)}
+        | {f"of {domain}": _interval(found.get("bits_per_byte"), 4) for domain, found in of["domains"].items()}
+        for name, of in compared.items()
+    }
+    if len(domains) <= _MOST_ACROSS:
+        for shown in _chunks([mean, *(f"of {domain}" for domain in domains)], list(cells), _INTERVAL_WIDTH):
+            made = table(title, "experiment", *(_heading(key.removeprefix("of ")) for key in shown), names=True)
+            for name, row in cells.items():
+                add_row(made, Name(name), *(row.get(key, NOTHING) for key in shown))
+            yield made
         return
-    names = list(compared)
-    for start in range(0, len(names), _MOST_COLUMNS):
-        shown = names[start : start + _MOST_COLUMNS]
-        made = table(title, "domain", *shown)
+    for names in _chunks(list(compared), domains, _INTERVAL_WIDTH):
+        made = table(title, "domain", *map(_heading, names), names=True)
         for domain in domains[:_MOST_DOMAINS]:
-            add_row(made, domain, *(cell(compared[name], domain) for name in shown))
+            add_row(made, Name(domain), *(cells[name].get(f"of {domain}", NOTHING) for name in names))
         if len(domains) > _MOST_DOMAINS:
-            add_row(made, f"... {len(domains) - _MOST_DOMAINS:,} more")
-        add_row(made, "mean of domains", *(_interval(compared[name]["macro"]["bits_per_byte"], 4) for name in shown))
+            add_row(made, Name(f"... {len(domains) - _MOST_DOMAINS:,} more"))
+        add_row(made, Name(mean), *(cells[name][mean] for name in names))
         yield made
 
 
 def _selections(experiments: Mapping[str, Any]) -> "Table":
-    headings = ("documents", "tokens", "share", "overshoot", "effective size", "share")
-    made = table("Selections, means over seeds", "experiment", *headings)
+    headings = ("documents", "tokens", "share", "over", "effective\nsize", "share")
+    made = table("Selections, means over seeds", "experiment", *headings, names=True)
     for name, of in experiments.items():
         if not of["selection"]:
             continue
         over = "overshoot_documents" if of["selection"]["overshoot_tokens"] is None else "overshoot_tokens"
         add_row(
             made,
-            name,
-            *(_of_selection(of, key) for key in ("num_selected", "selected_tokens")),
-            _spread(of["selection"]["share_tokens"], as_percent=True),
-            _of_selection(of, over),
-            _of_selection(of, "effective_sample_size"),
-            _spread(of["selection"]["effective_share"], as_percent=True),
+            Name(name),
+            *(_mean(of["selection"].get(key)) for key in ("num_selected", "selected_tokens")),
+            _mean_share(of["selection"]["share_tokens"]),
+            _mean(of["selection"].get(over)),
+            _mean(of["selection"].get("effective_sample_size")),
+            _mean_share(of["selection"]["effective_share"]),
         )
     return made
 
 
 def _mean_ratings(experiments: Mapping[str, Any]) -> "Iterator[Table]":
-    columns = _ratings(experiments)
-    for start in range(0, len(columns), _MOST_COLUMNS):
-        shown = columns[start : start + _MOST_COLUMNS]
-        made = table("Mean ratings of the selected documents, means over seeds", "experiment", *map(_short, shown))
+    for shown in _chunks(_ratings(experiments), list(experiments), _RATING_WIDTH):
+        headings = [column.replace(_SUFFIX, "").replace("_", "\n") for column in shown]
+        made = table("Mean ratings of the selected documents, means over seeds", "experiment", *headings, names=True)
         for name, of in experiments.items():
-            if of["selection"] and any(column in of["selection"]["ratings"] for column in shown):
-                add_row(made, name, *(_mean_rating(of, column) for column in shown))
+            ratings = (of["selection"] or {"ratings": {}})["ratings"]
+            if any(column in ratings for column in shown):
+                add_row(made, Name(name), *(_mean((ratings.get(column) or {}).get("selected")) for column in shown))
         yield made
 
 
 def _overlaps(result: Mapping[str, Any]) -> "Table":
     title = f"Selections in common with {result['baseline']} of the same seed, means over seeds"
-    made = table(title, "experiment", "seeds", "documents", "tokens", "Jaccard", "by tokens")
+    made = table(title, "experiment", "seeds", "documents", "tokens", "Jaccard", "by tokens", names=True)
     for name, of in result["experiments"].items():
         common = (of["selection"] or {}).get("overlap")
         if common:
             keys = ("common_documents", "common_tokens", "jaccard_documents", "jaccard_tokens")
-            add_row(made, name, " ".join(map(str, common["seeds"])), *(_spread(common[key]) for key in keys))
+            add_row(made, Name(name), _seeds(common), *(_mean(common[key]) for key in keys))
     return made
 
 
 def _trainings(experiments: Mapping[str, Any]) -> "Table":
-    made = table(
-        "Trainings, means over seeds", "experiment", "seeds", "parameters", "steps", "tokens seen", "last loss"
-    )
+    headings = ("seeds", "parameters", "steps", "tokens\nseen", "last\nloss")
+    made = table("Trainings, means over seeds", "experiment", *headings, names=True)
     for name, of in experiments.items():
         if of["training"]:
             numbers = (of["training"][key] for key in ("parameters", "num_steps", "seen_tokens", "final_loss"))
-            add_row(made, name, " ".join(map(str, of["training"]["seeds"])), *map(_spread, numbers))
+            add_row(made, Name(name), _seeds(of["training"]), *map(_mean, numbers))
     return made
+
+
+def _chunks(columns: Sequence[str], names: Sequence[str], each: int) -> list[Sequence[str]]:
+    """As many columns of a width side by side as find room beside the names of rows."""
+    beside = min(_NAME_WIDTH, 3 + max(map(len, names)))
+    number = max(1, (terminal.width() - beside) // each)
+    return [columns[start : start + number] for start in range(0, len(columns), number)]
+
+
+def _heading(name: str) -> str:
+    return "\n".join(terminal.lines_of(name, _HEADING_WIDTH))
 
 
 def _ratings(experiments: Mapping[str, Any]) -> list[str]:
@@ -199,40 +223,36 @@ def _ratings(experiments: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _short(column: str) -> str:
-    return column.replace(_SUFFIX, "")
+def _seeds(of: Mapping[str, Any]) -> str:
+    return " ".join(map(str, of["seeds"]))
 
 
-def _of_selection(of: Mapping[str, Any], name: str) -> str:
-    return _spread((of["selection"] or {}).get(name))
-
-
-def _mean_rating(of: Mapping[str, Any], column: str) -> str:
-    ratings: Mapping[str, Any] = (of["selection"] or {"ratings": {}})["ratings"]
-    return _spread(ratings[column]["selected"]) if column in ratings else NOTHING
-
-
-def _spread(of: Mapping[str, float] | None, *, as_percent: bool = False) -> str:
-    """The mean, with its range where seeds differ."""
+def _mean(of: Mapping[str, float] | None) -> str:
     if of is None:
         return NOTHING
-    shown = [_figure(of[key], of, as_percent) for key in ("mean", "minimum", "maximum")]
-    return shown[0] if of["minimum"] == of["maximum"] else f"{shown[0]} ({shown[1]} to {shown[2]})"
+    value = of["mean"]
+    if not isinstance(of["minimum"], int):
+        return figure(value)
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if value >= max(size, _LARGE_COUNT):
+            return f"{value / size:.4g}{unit}"
+    return figure(round(value) if of["minimum"] >= _WHOLE_COUNT else value)
+
+
+def _mean_share(of: Mapping[str, float] | None) -> str:
+    return NOTHING if of is None else percent(of["mean"])
+
+
+def _value(of: Mapping[str, Any] | None, decimals: int) -> str:
+    return NOTHING if not of or of["value"] is None else f"{of['value']:.{decimals}f}"
 
 
 def _interval(of: Mapping[str, Any] | None, decimals: int) -> str:
-    if not of or of["value"] is None:
-        return NOTHING
-    value, low, high = (NOTHING if of[key] is None else f"{of[key]:.{decimals}f}" for key in ("value", "low", "high"))
-    return value if of["low"] is None or of["high"] is None else f"{value} [{low}, {high}]"
+    """A value with half of its interval, which lies about it (a perplexity's does not)."""
+    if not of or of["value"] is None or of["low"] is None or of["high"] is None:
+        return _value(of, decimals)
+    return f"{of['value']:.{decimals}f} \N{PLUS-MINUS SIGN} {(of['high'] - of['low']) / 2:.{decimals}f}"
 
 
 def _p_value(value: float | None) -> str:
     return NOTHING if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
-
-
-def _figure(value: float, of: Mapping[str, float], as_percent: bool) -> str:
-    if as_percent:
-        return percent(value)
-    counts = isinstance(of["minimum"], int) and of["minimum"] >= _LARGE_COUNT
-    return figure(round(value) if counts else value)
