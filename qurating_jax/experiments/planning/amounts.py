@@ -7,7 +7,7 @@ files. Where only bytes are known tokens are bytes by `bytes_per_token`, and the
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,17 @@ class Amounts:
         return _completed(found, self.bytes_per_token)
 
 
-def amounts(graph: Graph) -> Amounts:
-    """What is known of every run of a graph."""
-    finished = {key: counts for key, node in graph.nodes.items() if (counts := _finished(node)) is not None}
+def amounts(graph: Graph, counted: Collection[str] | None = None) -> Amounts:
+    """What is known of every run of a graph.
+
+    Args:
+        graph: stage runs.
+        counted: keys of the runs whose own counts may be used; None: all that are finished.
+    """
+    looked_at = graph.nodes if counted is None else counted
+    finished = {
+        key: counts for key, node in graph.nodes.items() if key in looked_at and (counts := _finished(node)) is not None
+    }
     ratio = _measured_ratio(graph, finished)
     nodes: dict[str, Found] = {}
     known = Amounts(graph, nodes, finished, ratio or BYTES_PER_TOKEN, ratio is not None)

@@ -19,7 +19,7 @@ from qurating_jax.experiments.planning.amounts import Found, amounts
 from qurating_jax.experiments.planning.lengths import are_equal, capped_share, tokenized_rows, windows_of
 from qurating_jax.experiments.planning.rates import Measured, Rate
 from qurating_jax.experiments.planning.stage_work import Site, work_of
-from qurating_jax.experiments.step_records import StepRecord, write_step
+from qurating_jax.experiments.step_records import StepRecord
 from qurating_jax.models import hf
 from qurating_jax.models.config import PRESETS
 from qurating_jax.models.flops import forward_flops, training_flops
@@ -301,7 +301,7 @@ def test_rates_of_records_give_the_seconds_again(chain):
         step: 3.0 + number for number, step in enumerate(("tokenizer", "tokenize", "windows", "train_lm", "eval_lm"))
     }
     records = {node_of(graph, step).key: record(node_of(graph, step), taken) for step, taken in seconds.items()}
-    found = measured.measured_rates(graph, records, NOW)
+    found = [fit.rate for fit in measured.measured_rates(graph, records, NOW)]
     assert {rate.stage for rate in found} == {"train-tokenizer", "tokenize", "train-lm", "eval-lm"}
     compared = measured.compare_with_records(estimates.estimate(graph, CPU, found), records)
     assert {one.steps[0]: one.measured_seconds for one in compared} == seconds
@@ -309,20 +309,6 @@ def test_rates_of_records_give_the_seconds_again(chain):
     resumed = {key: dataclasses.replace(one, resumed=True) for key, one in records.items()}
     assert measured.measured_rates(graph, resumed, NOW) == []
     assert measured.compare_with_records(estimates.estimate(graph, CPU, found), resumed) == []
-
-
-def test_records_are_read_from_the_output_of_the_experiments(tmp_path):
-    graph = make_graph(tmp_path)
-    node = node_of(graph, "tokenize")
-    assert measured.read_records(graph) == {}
-    write_step(graph.output, node.name, record(node, 12.5))
-    assert measured.read_records(graph) == {node.key: record(node, 12.5)}
-
-
-def test_a_start_is_told_from_work_of_different_sizes():
-    assert measured._line([(100.0, 12.0), (200.0, 14.0), (400.0, 18.0)]) == (pytest.approx(50), pytest.approx(10))
-    assert measured._line([(100.0, 10.0), (110.0, 10.0), (100.0, 20.0)]) == (10.0, 0.0)
-    assert measured._line([(100.0, 1.0), (200.0, 4.0)]) == (75.0, 0.0)  # no start is below nothing
 
 
 # --- judgments and raters ---------------------------------------------------------------------------------------------
