@@ -78,19 +78,40 @@ def test_every_stage_run_is_in_the_json_and_those_alike_share_a_line(folder, cap
     printed = capsys.readouterr().out
     assert "4 runs at large on 8 x H100" in printed
     assert "train-lm x 4" in printed
-    assert "at least" in printed
-    assert "assumed: annotate: MFU 40% of 989 TFLOP/s" in printed
+    assert "+ at least: of 19 stage runs the hours of 6 and the disk of 6 are not known" in printed
+    assert "note: rater, tokenizer: the network's speed is not known" in printed
+    assert "assumed: annotate, train-lm: MFU 40% of 989 TFLOP/s" in printed
     assert "measured: select: select, 1 core(s), 2026-11-27" in printed
     assert "scaled: tokenize" in printed
+    sums = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith((" all", " train-lm "))}
+    assert sums["all"][1] == "19"
+    assert sums["all"][-1] == f"{found['all']['cost']:,.2f}+"
+    shown = [float(word.removesuffix("+").replace(",", "")) for word in sums["all"][3:6]]
+    wanted = [found["all"][of] for of in ("hours", "device_hours", "host_hours")]
+    assert shown == pytest.approx(wanted, rel=0.005)
 
 
-def test_units_of_different_kinds_are_not_added(folder, capsys):
+def test_selections_that_read_texts_have_a_line_of_their_own(folder, capsys):
     (folder / "dsir.yaml").write_text(
         "base: base.yaml\nsteps: {select: {strategy: dsir, rating: [], targets: [wiki=wiki.jsonl]}}\n"
     )
     assert plan("uniform.yaml", "dsir.yaml", *LARGE) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(" select"))
-    assert "254M documents, 1.04 TB" in line
+    lines = [line.split()[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith(" select ")]
+    assert lines[1:] == [["254M", "documents"], ["1.04", "TB"]]
+
+
+def test_in_eighty_columns_no_number_is_cut(folder, capsys, monkeypatch):
+    argv = ["uniform.yaml", "top_k.yaml", *LARGE, "--price_per_device_hour", "250"]
+    assert plan(*argv) == 0
+    wide = capsys.readouterr().out
+    monkeypatch.setattr("qurating_jax.runtime.terminal.PLAIN_WIDTH", 80)
+    assert plan(*argv) == 0
+    tables = capsys.readouterr().out.partition("note: ")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in tables
+    total = next(line.split() for line in wide.splitlines() if line.startswith(" all "))
+    narrow = next(line.split() for line in tables.splitlines() if line.startswith(" all "))
+    assert narrow == [word for place, word in enumerate(total) if place != 5]  # but the hours of hosts
 
 
 def test_rates_of_the_user_s_go_before_an_assumption(folder, capsys):
@@ -122,7 +143,7 @@ def test_what_is_finished_is_done_and_not_left(folder, capsys):
     assert after["left"]["runs"] == after["all"]["runs"] - 1
     assert plan("uniform.yaml", *LARGE, "--output", folder / "out") == 0
     printed = capsys.readouterr().out
-    sums = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.startswith(("all ", "left "))}
+    sums = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.startswith((" all ", " left "))}
     assert sums == {"all": "7", "left": "6"}
     assert [line for line in printed.splitlines() if line.startswith(" annotate") and line.endswith("done")]
 
@@ -144,6 +165,10 @@ def test_a_mesh_that_does_not_fit_is_a_line_and_no_end(folder, capsys):
     lines = [line for line in printed.splitlines() if line.startswith("refused: train_lm")]
     assert len(lines) == 1
     assert "does not cover 8 device" in lines[0]
+    assert "2 stage runs would be refused as they stand (above); their hours are in the sums" in printed
+    assert [
+        line for line in printed.splitlines() if line.startswith(" train-lm ") and line.endswith("refused, assumed")
+    ]
 
 
 @pytest.mark.parametrize(

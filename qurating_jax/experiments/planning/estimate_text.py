@@ -5,73 +5,103 @@ from typing import TYPE_CHECKING
 
 from qurating_jax.experiments.planning.estimates import Estimate, Totals, totals
 from qurating_jax.runtime import terminal
+from qurating_jax.runtime.terminal import Name
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_STEPS = 3  # named in a line
 _DIGITS = 2  # two runs whose numbers agree so far are of one size
+_NARROW = 120  # characters of a terminal below which less is told
+_ORDER = ("refused", "note", "measured", "scaled", "given", "assumed", "unknown")
+_LEAST = "+"  # behind a sum in which something is missing
 
 
 def show(title: str, estimates: Sequence[Estimate]) -> None:
     """Prints tables and notes on stdout."""
-    left = [one for one in estimates if not one.done]
-    terminal.show([by_stage(title, estimates), runs_table(estimates)], *notes(estimates), *sums(estimates, left))
+    terminal.show([by_stage(title, estimates), runs_table(estimates)], *notes(estimates), *explained(estimates))
 
 
 def by_stage(title: str, estimates: Sequence[Estimate]) -> "Table":
-    """Sums of every stage."""
-    table = terminal.table(title, "stage", "runs", "done", "work", "FLOPs", "hours", "device-h", "disk", "cost")
-    for stage in dict.fromkeys(one.stage for one in estimates):
-        group = [one for one in estimates if one.stage == stage]
+    """Sums of every stage, of all, and of what is left where something is done; a cost where prices are given."""
+    left = [one for one in estimates if not one.done]
+    some_done, priced = len(left) < len(estimates), any(one.cost is not None for one in estimates)
+    wide = terminal.width() >= _NARROW
+    headings = ["runs", *["done"] * some_done, "FLOPs", "hours", "device-h", *["host-h"] * wide, "disk"]
+    headings += [*["cost"] * priced, *["speed"] * wide]
+    table = terminal.table(title, "stage", *headings, names=True)
+    stages = dict.fromkeys(one.stage for one in estimates)
+    groups = {stage: [one for one in estimates if one.stage == stage] for stage in stages} | {"all": estimates}
+    if some_done:
+        groups["left"] = left
+    for name, group in groups.items():
         found = totals(group)
-        terminal.add_row(
-            table, stage, len(group), sum(one.done for one in group), _work_of(group), _flops(found.flops),
-            _hours(found.hours, found), _hours(found.device_hours, found), _size(found.storage_bytes, found),
-            "-" if found.cost is None else f"{found.cost:,.2f}",
-        )  # fmt: skip
+        row = [f"{len(group):,}"]
+        row += [f"{sum(one.done for one in group):,}"] * some_done
+        hours = (found.hours, found.device_hours, *[found.host_hours] * wide)
+        row += [_flops(found.flops), *(_sum(value, found) for value in hours), _size(found.storage_bytes, found)]
+        row += [terminal.NOTHING if found.cost is None else _priced(found.cost, found)] * priced
+        if name == "all":
+            table.add_section()
+        row += [_bases(group) if name in stages else ""] * wide
+        terminal.add_row(table, Name(name), *row)
     return table
 
 
 def runs_table(estimates: Sequence[Estimate]) -> "Table":
     """Stage runs; those that are equal in size, state and speed share a line."""
-    table = terminal.table(
-        "stage runs", "stage", "steps", "work", "where", "units/s", "basis", "hours each", "memory", "disk each", ""
-    )
     groups: dict[tuple[object, ...], list[Estimate]] = {}
     for one in estimates:
         groups.setdefault(_likeness(one), []).append(one)
+    wide, some_done = terminal.width() >= _NARROW, any(one.done for one in estimates)
+    headings = ["work", *["on", "a second"] * wide, "hours\neach", "memory", "disk\neach", *["speed"] * wide]
+    table = terminal.table("Stage runs", "stage", *headings, *[""] * some_done, names=True)
     for group in groups.values():
         one = group[0]
-        steps = list(dict.fromkeys(step for member in group for step in member.steps))
-        named = ", ".join(steps[:_MOST_STEPS]) + (" ..." if len(steps) > _MOST_STEPS else "")
+        speed = terminal.NOTHING if one.per_second is None else _count(one.per_second)
         terminal.add_row(
-            table, one.stage + (f" x {len(group)}" if len(group) > 1 else ""), named, _work_of([one]), _where(one),
-            "-" if one.per_second is None else f"{one.per_second:,.4g}", one.basis,
-            "unknown" if one.hours is None else _number(one.hours), _memory(one),
-            "unknown" if one.work.storage is None else gigabytes(one.work.storage), "done" if one.done else "",
-        )  # fmt: skip
+            table,
+            Name(_called(group)),
+            _work_of(one),
+            *[_where(one), speed] * wide,
+            "unknown" if one.hours is None else _number(one.hours),
+            _memory(one),
+            "unknown" if one.work.storage is None else gigabytes(one.work.storage),
+            *[one.basis] * wide,
+            *["done" if one.done else ""] * some_done,
+        )
     return table
 
 
 def notes(estimates: Iterable[Estimate]) -> list[str]:
-    """What is refused, what is not in the numbers, and where speeds come from; each line once."""
-    lines: dict[str, None] = {}
+    """What is refused, what is not in the numbers, and where speeds come from; each once, with its steps."""
+    lines: dict[tuple[str, str], dict[str, None]] = {}
     for one in estimates:
-        name = one.steps[0]
-        if one.work.refused:
-            lines.setdefault(f"refused: {name}: {one.work.refused}")
-        for note in one.work.notes:
-            lines.setdefault(f"note: {name}: {note}")
+        told = [("refused", one.work.refused)] if one.work.refused else []
+        told += [("note", note) for note in one.work.notes]
+        for of in told:
+            lines.setdefault(of, {}).setdefault(one.steps[0])
         if one.source:
-            lines.setdefault(f"{one.basis}: {one.stage}: {one.source}")
-    order = ("refused", "note", "measured", "scaled", "given", "assumed", "unknown")
-    return sorted(lines, key=lambda line: order.index(line.partition(":")[0]))
+            lines.setdefault((one.basis, one.source), {}).setdefault(one.stage)
+    ordered = sorted(lines, key=lambda line: _ORDER.index(line[0]))
+    return [f"{kind}: {', '.join(lines[kind, text])}: {text}" for kind, text in ordered]
 
 
-def sums(estimates: Sequence[Estimate], left: Sequence[Estimate]) -> list[str]:
-    """Both totals: of all stage runs, and of those that are not finished."""
-    return [f"{name:<5}{_total(totals(of))}" for name, of in (("all", estimates), ("left", left))]
+def explained(estimates: Sequence[Estimate]) -> list[str]:
+    """What the sums leave out, how their hours are meant, and the memory that a device needs at most."""
+    found = totals(estimates)
+    lines = ["hours are of one stage run after the other"]
+    if found.at_least or found.unknown_storage:
+        lines.append(
+            f"{_LEAST} at least: of {found.runs} stage runs the hours of {found.unknown} and the disk of "
+            f"{found.unknown_storage} are not known"
+        )
+    refused = sum(bool(one.work.refused) for one in estimates)
+    if refused:
+        lines.append(f"{refused} stage runs would be refused as they stand (above); their hours are in the sums")
+    if found.memory_bytes is not None:
+        lines.append(f"{gigabytes(found.memory_bytes)} on a device at most")
+    return lines
 
 
 def gigabytes(size: float) -> str:
@@ -83,43 +113,33 @@ def gigabytes(size: float) -> str:
     return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
 
 
-def _total(found: Totals) -> str:
-    least = "at least " if found.at_least else ""
-    parts = [
-        f"{found.runs} stage runs",
-        f"{found.flops:.3g} FLOPs",
-        f"{least}{_number(found.hours)} hours one after the other",
-        f"{_number(found.device_hours)} device-hours",
-        f"{_number(found.host_hours)} host-hours",
-        f"{'at least ' if found.unknown_storage else ''}{gigabytes(found.storage_bytes)} on disk",
-    ]
-    if found.memory_bytes is not None:
-        parts.append(f"{gigabytes(found.memory_bytes)} on a device at most")
-    if found.cost is not None:
-        parts.append(f"cost {least}{found.cost:,.2f}")
-    if found.unknown:
-        parts.append(f"hours of {found.unknown} not known")
-    return ", ".join(parts)
-
-
 def _likeness(one: Estimate) -> tuple[object, ...]:
     numbers = (one.work.units, one.work.flops, one.hours, one.work.storage)
     rounded = tuple(None if number is None else f"{number:.{_DIGITS}g}" for number in numbers)
     return (one.stage, one.done, one.basis, one.source, one.device, bool(one.work.refused), *rounded)
 
 
-def _work_of(group: Sequence[Estimate]) -> str:
-    """Units of work, each kind by itself."""
-    sums: dict[str, float] = {}
-    for one in group:
-        if one.work.unit is not None and one.work.units is not None:
-            sums[one.work.unit] = sums.get(one.work.unit, 0.0) + one.work.units
-    if not sums:
+def _called(group: Sequence[Estimate]) -> str:
+    """The stage, how often, and its steps where they are called otherwise."""
+    stage = group[0].stage
+    steps = list(dict.fromkeys(step for member in group for step in member.steps))
+    times = f" x {len(group)}" if len(group) > 1 else ""
+    if [step.replace("_", "-") for step in steps] == [stage]:
+        return stage + times
+    named = ", ".join(steps[:_MOST_STEPS]) + (", ..." if len(steps) > _MOST_STEPS else "")
+    return f"{stage}{times} ({named})"
+
+
+def _work_of(one: Estimate) -> str:
+    if one.work.unit is None or one.work.units is None:
         return "unknown"
-    least = "at least " if any(one.work.units is None for one in group) else ""
-    return least + ", ".join(
-        gigabytes(number) if unit == "bytes" else f"{_count(number)} {unit}" for unit, number in sums.items()
-    )
+    return gigabytes(one.work.units) if one.work.unit == "bytes" else f"{_count(one.work.units)} {one.work.unit}"
+
+
+def _bases(group: Sequence[Estimate]) -> str:
+    """Where the speeds of a stage come from, the worst last."""
+    bases = {one.basis for one in group} | ({"refused"} if any(one.work.refused for one in group) else set())
+    return ", ".join(sorted(bases, key=lambda basis: -1 if basis == "refused" else _ORDER.index(basis)))
 
 
 def _count(number: float) -> str:
@@ -134,16 +154,18 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _hours(value: float, of: Totals) -> str:
+def _sum(hours: float, of: Totals) -> str:
     if of.unknown == of.runs:
         return "unknown"
-    return ("at least " if of.at_least else "") + _number(value)
+    return _number(hours) + _LEAST * of.at_least
 
 
 def _size(value: int, of: Totals) -> str:
-    if of.unknown_storage == of.runs:
-        return "unknown"
-    return ("at least " if of.unknown_storage else "") + gigabytes(value)
+    return "unknown" if of.unknown_storage == of.runs else gigabytes(value) + _LEAST * bool(of.unknown_storage)
+
+
+def _priced(cost: float, of: Totals) -> str:
+    return f"{cost:,.2f}" + _LEAST * of.at_least
 
 
 def _flops(value: float) -> str:
