@@ -16,6 +16,12 @@ from qurating_jax.runtime.errors import UserError
 RECORDS, STARTS = "records", "starts"
 SCHEMA_VERSION = 1
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "stage": str, "key": str, "manifest": str, "replaces": str, "device": str, "cores": int, "num_devices": int,
+    "seconds": (int, float), "cpu_seconds": (int, float), "resumed": bool,
+}  # fmt: skip
+_MAY_BE_NULL = ("replaces", "cpu_seconds", "device", "cores", "num_devices")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
@@ -43,6 +49,17 @@ class Reads:
             if digest != self.external.get(path)
         ]
         return "; ".join(changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Reads):
+    """What a step was started on, and what it was to replace.
+
+    Attributes:
+        replaces: digest of the run that stood in its directory and was to be made anew; None where there was none.
+    """
+
+    replaces: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +92,9 @@ class StepRecord:
     num_devices: int | None
 
 
-def write_start(output: str, name: str, reads: Reads) -> None:
+def write_start(output: str, name: str, start: Start) -> None:
     """Says what a step is started on, under the output of the experiments."""
-    storage.write_json(_path(output, STARTS, name), {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(reads)})
+    storage.write_json(_path(output, STARTS, name), {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(start)})
 
 
 def write_step(output: str, name: str, record: StepRecord) -> None:
@@ -85,10 +102,10 @@ def write_step(output: str, name: str, record: StepRecord) -> None:
     storage.write_json(_path(output, RECORDS, name), {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(record)})
 
 
-def read_start(output: str, name: str) -> Reads | None:
+def read_start(output: str, name: str) -> Start | None:
     """What a step was started on; None where nobody wrote it down."""
-    document = _read(_path(output, STARTS, name), Reads)
-    return None if document is None else Reads(**document)
+    document = _read(_path(output, STARTS, name), Start)
+    return None if document is None else Start(**document)
 
 
 def read_step(output: str, name: str) -> StepRecord | None:
@@ -112,13 +129,22 @@ def _read(path: str, kind: type) -> dict[str, Any] | None:
     names = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(document, dict) or document.pop("schema_version", None) != SCHEMA_VERSION:
         return None
-    tables = all(isinstance(document.get(name), dict) for name in ("reads", "external"))
-    return document if tables and set(document) == names else None
+    return document if set(document) == names and all(map(_is_sound, names, map(document.get, names))) else None
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """True where the value of a field is of the type that it is written as."""
+    if name == "reads":
+        return isinstance(value, dict) and all(digest is None or isinstance(digest, str) for digest in value.values())
+    if name == "external":
+        return isinstance(value, dict) and all(digest is None or isinstance(digest, dict) for digest in value.values())
+    if value is None:
+        return name in _MAY_BE_NULL
+    return isinstance(value, _TYPES[name]) and (name == "resumed" or not isinstance(value, bool))
 
 
 def _say(digest: Digest) -> str:
-    if digest is None:
-        return "unknown"
-    *_, content = digest.values()
-    files = f"{digest['files']} file(s) " if digest.get("files") else ""
-    return f"{files}{(digest.get('manifests') or [content])[0][:12]}"
+    parts = [part for value in (digest or {}).values() for part in (value if isinstance(value, list) else [value])]
+    hashes = [part for part in parts if isinstance(part, str)]  # of a manifest, else of what files hold
+    files = f"{digest['files']} file(s) " if digest and digest.get("files") else ""
+    return f"{files}{hashes[0][:12]}" if hashes else "unknown"

@@ -1,6 +1,7 @@
 """What is refused before anything runs: inputs that are not there, and what the stages themselves would refuse."""
 
 import logging
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -141,7 +142,8 @@ def preflight(
 def _refusal(node: Node, code: int, said: str) -> UserError:
     lines = [line for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    message = plain((errors or lines or [f"ended with {code}"])[-1])
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    message = plain((errors or lines or [ended])[-1]) if code >= 0 else ended
     error = (UsageError if code == EXIT_USAGE else UserError)(f"{who(node)}: {message}")
     if code == EXIT_INTERRUPTED:
         error.exit_code = code

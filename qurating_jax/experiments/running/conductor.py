@@ -22,7 +22,7 @@ from qurating_jax.experiments.running.external import Digests
 from qurating_jax.experiments.running.graph_text import time_left, whose
 from qurating_jax.experiments.running.stage_processes import Ended, Launch, StageProcess, devices, num_cores
 from qurating_jax.experiments.running.states import State, is_finished, look, what_is_read
-from qurating_jax.experiments.step_records import Reads, StepRecord, read_step, write_start, write_step
+from qurating_jax.experiments.step_records import Start, StepRecord, read_step, write_start, write_step
 from qurating_jax.runtime import claims, manifest, storage
 from qurating_jax.runtime.errors import EXIT_ERROR, UserError
 from qurating_jax.runtime.progress import PLAIN_INTERVAL_SECONDS, duration
@@ -82,7 +82,7 @@ class _Attempt:
 
     node: Node
     process: StageProcess | None
-    reads: Reads
+    start: Start
     overwrite: bool
     resumed: bool
     claim: int | None
@@ -106,7 +106,7 @@ class Conductor:
     """Runs nodes of a graph; `run` does all of it."""
 
     def __init__(self, graph: Graph, keys: Sequence[str], digests: Digests, settings: Settings) -> None:
-        self._graph, self._keys, self._digests, self._settings = graph, list(keys), digests, settings
+        self._graph, self._keys, self._digests, self._settings = graph, dict.fromkeys(keys), digests, settings
         self._claims = claims.Claims(graph.output)
         self._running: dict[str, _Attempt] = {}
         self._busy: dict[str, float] = {}  # steps that somebody else has -> when to look again
@@ -153,10 +153,10 @@ class Conductor:
             return
         if self._running and not self._stop.passed_on:
             log.warning("interrupted: waiting for %d step(s) to save and end (again: stop at once)", len(self._running))
-        for key, attempt in list(self._running.items()):
+        for attempt in self._running.values():
             if attempt.process is None:
-                self._settle(key, Result("interrupted"))
-            elif self._stop.passed_on == 0:
+                continue
+            if self._stop.passed_on == 0:
                 attempt.process.interrupt()
             else:
                 attempt.process.kill()
@@ -172,7 +172,11 @@ class Conductor:
             return
         if any(result is None for result in reads) or self._busy.get(key, 0.0) > time.monotonic():
             return
-        claim = self._claims.hold(node.name) if self._can_claim else None
+        try:
+            claim = self._claims.hold(node.name) if self._can_claim else None
+        except UserError as error:
+            self._settle(key, _refused(error, self._graph.output))
+            return
         with contextlib.ExitStack() as stack:
             stack.callback(_close, claim)
             if (self._can_claim and claim is None) or not _alone(node.directory):
@@ -196,15 +200,17 @@ class Conductor:
             why = f"{state.why}; --rebuild makes it anew, and what depends on it"
             self._settle(key, Result("failed", why=why, code=EXIT_ERROR))
             return False
-        reads = what_is_read(node, self._graph, self._digests)
-        overwrite = state.kind == "changed"
-        write_start(self._graph.output, node.name, reads)
-        resumed = state.kind in ("unfinished", "unrecorded")
-        attempt = _Attempt(node, None, reads, overwrite, resumed, claim, time.monotonic(), told=time.monotonic())
+        overwrite, resumed = state.kind == "changed", state.kind in ("unfinished", "unrecorded")
         try:
+            reads = what_is_read(node, self._graph, self._digests)
+            before, _ = manifest.standing(node.directory) if overwrite else (None, [])
+            replaces = None if before is None else manifest.digest(before)
+            start = Start(reads=reads.reads, external=reads.external, replaces=replaces)
+            write_start(self._graph.output, node.name, start)
+            attempt = _Attempt(node, None, start, overwrite, resumed, claim, time.monotonic(), told=time.monotonic())
             self._start(attempt)
-        except UserError as error:
-            self._settle(key, Result("failed", why=str(error), code=error.exit_code))
+        except (UserError, OSError) as error:
+            self._settle(key, _refused(error, self._graph.output))
             return False
         self._running[key] = attempt
         doing = "made anew" if overwrite else "goes on" if resumed else "starts"
@@ -215,7 +221,7 @@ class Conductor:
         try:
             return look(node, self._graph, self._digests)
         except UserError as error:
-            return Result("failed", why=str(error), code=error.exit_code)
+            return _refused(error, self._graph.output)
 
     def _start(self, attempt: _Attempt) -> None:
         settings, node = self._settings, attempt.node
@@ -239,7 +245,9 @@ class Conductor:
         process = attempt.process
         if process is None or (ended := process.poll()) is None:
             self._tell(attempt)
-            if process is None:
+            if process is None and self.interrupted:
+                self._settle(key, Result("interrupted"))  # others are at it, of whom we know nothing
+            elif process is None:
                 self._wait_for_others(key, attempt)
             return
         shared = process.launched or self._settings.processes(attempt.node.stage) != "single"
@@ -262,7 +270,7 @@ class Conductor:
         self._busy[key] = time.monotonic() + _BUSY_SECONDS
         if _is_there(node):
             self._settle(key, self._record(attempt, None, None))
-        elif not self.interrupted and time.monotonic() - attempt.looked > _OTHERS_SECONDS:
+        elif time.monotonic() - attempt.looked > _OTHERS_SECONDS:
             attempt.looked = time.monotonic()
             if not self._settings.launch.words(self._settings.processes(node.stage)) and _alone(node.directory):
                 attempt.overwrite = False
@@ -276,22 +284,24 @@ class Conductor:
         device, num_devices = self._device if here and self._device else (None, None)
         document, _ = manifest.standing(node.directory)
         assert document is not None
-        write_step(
-            self._graph.output,
-            node.name,
-            StepRecord(
-                stage=node.stage,
-                key=node.key,
-                **dataclasses.asdict(attempt.reads),
-                manifest=manifest.digest(document),
-                seconds=seconds,
-                cpu_seconds=round(ended.cpu_seconds, 3) if here and ended else None,
-                resumed=attempt.resumed,
-                device=device,
-                cores=num_cores() if here else None,
-                num_devices=num_devices,
-            ),
+        record = StepRecord(
+            stage=node.stage,
+            key=node.key,
+            reads=attempt.start.reads,
+            external=attempt.start.external,
+            manifest=manifest.digest(document),
+            seconds=seconds,
+            cpu_seconds=round(ended.cpu_seconds, 3) if here and ended else None,
+            resumed=attempt.resumed,
+            device=device,
+            cores=num_cores() if here else None,
+            num_devices=num_devices,
         )
+        try:
+            write_step(self._graph.output, node.name, record)
+        except (UserError, OSError) as error:
+            refused = _refused(error, self._graph.output)
+            return dataclasses.replace(refused, why=f"it is finished, but its record was not written: {refused.why}")
         return Result("ran", seconds)
 
     def _settle(self, key: str, result: Result) -> None:
@@ -303,7 +313,8 @@ class Conductor:
         if result.state == "failed":
             log.warning("%s (%s): failed: %s", node.name, whose(node), result.why)
         elif result.state == "ran":
-            left = time_left(self._graph, [one for one in self._keys if one not in self.results])
+            took = {one: result.seconds for one, result in self.results.items() if result.seconds is not None}
+            left = time_left(self._graph, [one for one in self._keys if one not in self.results], took)
             log.info(
                 "%s: done in %s; %d of %d steps%s",
                 node.name,
@@ -331,6 +342,13 @@ def _handling(stop: _Stop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _refused(error: UserError | OSError, output: str) -> Result:
+    """What comes of a step that cannot be looked at, begun or written down: its own failure, and nobody else's."""
+    if isinstance(error, UserError):
+        return Result("failed", why=str(error), code=error.exit_code)
+    return Result("failed", why=f"{error.filename or output}: {error.strerror or error}", code=EXIT_ERROR)
 
 
 def _failure(ended: Ended, process: StageProcess) -> Result:

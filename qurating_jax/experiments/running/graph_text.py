@@ -47,7 +47,9 @@ def graph_lines(graph: Graph, keys: Sequence[str], states: Mapping[str, "State"]
         states[key].kind for key in keys)}  # fmt: skip
     shared = sum(len(graph.nodes[key].used_by) > 1 for key in keys)
     lines = [", ".join(f"{count} {kind}" for kind, count in counted.items()) + f"; {shared} shared by several runs"]
-    left = time_left(graph, [key for key in keys if states[key].kind != "done"])
+    done = [key for key in keys if states[key].kind == "done"]
+    took = {key: record.seconds for key in done if (record := read_step(graph.output, graph.nodes[key].name))}
+    left = time_left(graph, [key for key in keys if states[key].kind != "done"], took)
     lines += [f"{left} left, by what steps of these stages took here"] if left else []
     return lines + [
         f"{graph.nodes[key].name}: {states[key].why}" for key in keys if states[key].kind == "changed"
@@ -84,12 +86,17 @@ def counts(graph: Graph, keys: Collection[str], results: Mapping[str, "Result"])
     }
 
 
-def time_left(graph: Graph, keys: Sequence[str]) -> str:
-    """How long steps take one after another, by the median of others of their stages; empty where none is known."""
+def time_left(graph: Graph, keys: Sequence[str], took: Mapping[str, float]) -> str:
+    """How long steps take one after another, by the median of others of their stages; empty where none is known.
+
+    Args:
+        graph: of the steps.
+        keys: those that are left.
+        took: seconds that others have taken, by key.
+    """
     known: dict[str, list[float]] = defaultdict(list)
-    for node in graph.nodes.values():
-        if node.key not in keys and (record := read_step(graph.output, node.name)) is not None:
-            known[node.stage].append(record.seconds)
+    for key, seconds_taken in took.items():
+        known[graph.nodes[key].stage].append(seconds_taken)
     stages = [graph.nodes[key].stage for key in keys]
     seconds = sum(median(known[stage]) for stage in stages if stage in known)
     if not any(stage in known for stage in stages):

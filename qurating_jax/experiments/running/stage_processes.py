@@ -1,5 +1,6 @@
 """A stage as a process of its own: this Python on this machine, or a launcher's command that runs it elsewhere."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -106,14 +107,16 @@ class StageProcess:
 
     def interrupt(self) -> None:
         """Asks it to save and to end. A stage listens to SIGINT; the launch scripts hand SIGTERM on."""
-        if self.launched:
-            os.kill(self._process.pid, signal.SIGTERM)
-        else:
-            os.killpg(self._process.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
+            if self.launched:
+                os.kill(self._process.pid, signal.SIGTERM)
+            else:
+                os.killpg(self._process.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """Ends it and what it has started on this machine."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def last_line(self) -> str:
         """The last line of its log; of an error, its message."""

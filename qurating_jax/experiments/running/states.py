@@ -44,6 +44,8 @@ def look(node: Node, graph: Graph, digests: Digests) -> State:
         why = Reads(reads=record.reads, external=record.external).difference(now)
         return State("changed", why) if why else State("done")
     start = read_start(graph.output, node.name)
+    if start is not None and start.replaces == manifest.digest(document):
+        return State("changed", "was to be made anew, and is still what it was")
     if start is not None and (why := start.difference(now)):
         return State("changed", why)
     return State("unrecorded" if is_finished(document) else "unfinished")

@@ -1,8 +1,8 @@
 """Stands in for a launcher: `STAGE --config FILE` leaves the manifest that the stage would, and nothing else.
 
 `FAKES` (JSON) says by stage what happens: `code` to end with (after it has `begun`), `seconds` to take, `deaf` to
-signals, `later`: the manifest comes from a process of its own, after this one has ended. `EVENTS` gets a line for each
-start and end.
+signals, `polite`: ends with 0 at one, `later`: the manifest comes from a process of its own, after this one has ended
+(`lasts` so many seconds). `EVENTS` gets a line for each start and end.
 """
 
 import json
@@ -31,13 +31,14 @@ def main():
     at = sys.argv.index("--config")
     stage, overwrite = " ".join(sys.argv[1:at]), "--overwrite" in sys.argv
     plan = json.loads(os.environ.get("FAKES", "{}")).get(stage, {})
-    stopped = signal.SIG_IGN if plan.get("deaf") else (lambda number, frame: sys.exit(130))
+    code = 0 if plan.get("polite") else 130
+    stopped = signal.SIG_IGN if plan.get("deaf") else (lambda number, frame: sys.exit(code))
     signal.signal(signal.SIGTERM, stopped)
     event("start" if not overwrite else "anew")
     config = configs.load(load(stage).Config, sys.argv[at + 1])
     assert config.output == os.environ["OUTPUT"]
     if plan.get("later"):
-        fakes = json.dumps({stage: {"seconds": 0.5}})
+        fakes = json.dumps({stage: {"seconds": plan.get("lasts", 0.5)}})
         subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {"FAKES": fakes}, start_new_session=True)
         return 0
     time.sleep(plan.get("seconds", 0))

@@ -9,7 +9,7 @@ from qurating_jax.experiments.files import load_experiment
 from qurating_jax.experiments.graph import build
 from qurating_jax.experiments.running.external import Digests
 from qurating_jax.experiments.running.states import what_is_read
-from qurating_jax.experiments.step_records import StepRecord, write_start, write_step
+from qurating_jax.experiments.step_records import Start, StepRecord, write_start, write_step
 from qurating_jax.runtime import manifest
 from qurating_jax.stages import step_config
 
@@ -36,7 +36,7 @@ def begin(node, **changes):
 def complete(graph, node, *, record=True, **counts):
     """Leaves what a finished step leaves."""
     reads = what_is_read(node, graph, Digests())
-    write_start(graph.output, node.name, reads)
+    write_start(graph.output, node.name, Start(reads=reads.reads, external=reads.external, replaces=None))
     manifest.finish(begin(node), counts)
     if record:
         document = manifest.read(node.directory)

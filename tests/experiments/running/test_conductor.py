@@ -1,5 +1,7 @@
 """The loop over processes, with a launcher that stands in for the stages (`fake_stage.py`)."""
 
+import errno
+import fnmatch
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ from graphs import node_of
 from qurating_jax.experiments.running.conductor import Conductor, Settings
 from qurating_jax.experiments.running.external import Digests
 from qurating_jax.experiments.running.stage_processes import Launch, StageProcess, last_line
+from qurating_jax.experiments.running.states import look
 from qurating_jax.pipeline.run import _config_path, _write
 from qurating_jax.runtime.claims import Claims
 from qurating_jax.stages import STAGES
@@ -203,6 +206,88 @@ def test_an_unfinished_step_whose_input_has_changed_is_not_resumed(tmp_path):
     assert conductor(graph, keys=[select.key]).run()[select.key].why.startswith("rated.jsonl was 1 file(s) ")
     assert conductor(graph, keys=[select.key], rebuild=True).run()[select.key].state == "ran"
     assert events("anew") == [select.name]
+
+
+@pytest.mark.parametrize("before", ["unfinished", "unrecorded"])
+def test_what_was_to_be_made_anew_and_was_not_is_made_anew(tmp_path, before):
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+    select = node_of(graph, "select")
+    fakes = {"select": {"code": 1, "begun": True}} if before == "unfinished" else {}
+    conductor(graph, keys=[select.key], fakes=fakes).run()
+    pathlib.Path(f"out/records/{select.name}.json").unlink(missing_ok=True)
+    assert look(select, graph, Digests()).kind == before
+    runs.write_documents("rated.jsonl", seed=9)
+    dies = {"select": {"code": 1}}  # before it has replaced anything
+    assert conductor(graph, keys=[select.key], rebuild=True, fakes=dies).run()[select.key].state == "failed"
+    assert look(select, graph, Digests()).why == "was to be made anew, and is still what it was"
+    assert conductor(graph, keys=[select.key], rebuild=True).run()[select.key].state == "ran"
+    assert events("anew") == [select.name] * 2
+    assert look(select, graph, Digests()).kind == "done"
+
+
+def test_what_a_rebuild_has_begun_is_resumed(tmp_path):
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+    select = node_of(graph, "select")
+    conductor(graph, keys=[select.key]).run()
+    runs.write_documents("rated.jsonl", seed=9)
+    dies = {"select": {"code": 1, "begun": True}}
+    assert conductor(graph, keys=[select.key], rebuild=True, fakes=dies).run()[select.key].state == "failed"
+    assert look(select, graph, Digests()).kind == "unfinished"
+    assert conductor(graph, keys=[select.key], rebuild=True).run()[select.key].state == "ran"
+    said = [line.split()[0] for line in pathlib.Path("events").read_text().splitlines()]
+    assert said == ["start", "end", "anew", "start", "end"]
+
+
+@pytest.mark.parametrize(("folder", "why"), [
+    ("starts", "out/starts/{name}.json: cannot be written (File exists)"),
+    ("records", "it is finished, but its record was not written: out/records/{name}.json: cannot be written (File *"),
+    ("claims", "out/claims: nothing can be claimed there (File exists)"),
+    ("logs", "out/logs: File exists"),
+])  # fmt: skip
+def test_what_cannot_be_written_down_is_a_failure_of_the_step_alone(tmp_path, monkeypatch, folder, why):
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+    work = conductor(graph)
+    monkeypatch.setattr(work._claims, "obstacle", lambda: None)  # as where the disk is full only later
+    pathlib.Path("out", folder).write_text("in the way")
+    results = work.run()
+    assert states(graph, results) == ["failed", "failed", "left out", "left out"]
+    for key in (node_of(graph, "select").key, node_of(graph, "tokenizer").key):
+        assert fnmatch.fnmatch(results[key].why, why.format(name=graph.nodes[key].name))
+    os.unlink(f"out/{folder}")
+    assert states(graph, conductor(graph).run()) == ["ran"] * 4  # the same command goes on
+
+
+def test_a_full_disk_has_no_name_in_its_error(tmp_path, monkeypatch):
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qurating_jax.experiments.running.conductor.write_step", full)
+    results = conductor(graph).run()
+    why = "it is finished, but its record was not written: out: No space left on device"
+    assert results[node_of(graph, "select").key].why == why
+
+
+def test_a_signal_ends_waiting_for_others(tmp_path, caplog):
+    caplog.set_level("INFO")
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+    sender = signal_when(lambda: "waiting for the manifest" in caplog.text, signal.SIGTERM)
+    work = conductor(graph, fakes={"select": {"later": True, "lasts": 15}})
+    results = work.run()
+    sender.join()
+    assert events("end") == []
+    assert states(graph, results) == ["interrupted", None, None, None]
+
+
+def test_a_launcher_that_ends_well_at_a_signal_is_not_waited_for(tmp_path):
+    graph = graphs.make_graph(tmp_path, "uniform.yaml")
+    pathlib.Path("events").touch()
+    sender = signal_when(lambda: events("start"), signal.SIGINT)
+    work = conductor(graph, fakes={"select": {"seconds": 60, "polite": True}})
+    results = work.run()
+    sender.join()
+    assert states(graph, results) == ["interrupted", None, None, None]
 
 
 def test_a_launcher_that_is_not_there_is_a_failure_of_its_steps(tmp_path):

@@ -10,6 +10,7 @@ from graphs import complete, node_of
 
 from qurating_jax.experiments.running.external import Digests, externals
 from qurating_jax.experiments.running.states import look
+from qurating_jax.experiments.step_records import read_step
 from qurating_jax.runtime import manifest
 
 
@@ -64,6 +65,48 @@ def test_a_broken_record_is_none(graph, content):
     complete(graph, node_of(graph, "select"))
     pathlib.Path(f"out/records/{node_of(graph, 'select').name}.json").write_text(content)
     assert kind(graph, "select") == "unrecorded"
+
+
+@pytest.mark.parametrize("change", [
+    {"seconds": "2"}, {"seconds": None}, {"seconds": True}, {"resumed": 1}, {"stage": 3}, {"manifest": None},
+    {"reads": {"a": 1}}, {"reads": []}, {"external": {"rated.jsonl": "x"}}, {"external": {"rated.jsonl": [1]}},
+    {"cores": 1.5}, {"device": 3}, {"more": 1},
+])  # fmt: skip
+def test_a_record_of_other_types_is_none(graph, change):
+    node = node_of(graph, "select")
+    complete(graph, node)
+    path = pathlib.Path(f"out/records/{node.name}.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert read_step("out", node.name) is None
+    assert kind(graph, "select") == "unrecorded"
+
+
+@pytest.mark.parametrize("digest", [None, {}, {"files": "many"}, {"manifests": {}}, {"manifests": [3], "sha256": 3}])
+def test_a_digest_that_is_none_of_ours_is_unknown(graph, digest):
+    node = node_of(graph, "select")
+    complete(graph, node)
+    path = pathlib.Path(f"out/records/{node.name}.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"external": {"rated.jsonl": digest}}))
+    assert "rated.jsonl was " in why(graph, "select")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"schema_version": 1}', '{"schema_version": 1, "reads": {}}'])
+def test_a_broken_start_is_none(graph, content):
+    node = node_of(graph, "select")
+    complete(graph, node, record=False)
+    pathlib.Path(f"out/starts/{node.name}.json").write_text(content)
+    assert kind(graph, "select") == "unrecorded"
+
+
+@pytest.mark.parametrize("content", ["", '{"schema_version": 1', "[]", '{"schema_version": 1, "determined": 3}'])
+def test_a_broken_manifest_is_none(graph, content):
+    node = node_of(graph, "select")
+    complete(graph, node)
+    directory = pathlib.Path(node.directory)
+    (directory / "manifest.json").write_text(content)
+    assert kind(graph, "select") == "unfinished"  # its stage writes it again
+    (directory / "run.json").write_text(content)
+    assert why(graph, "select").startswith("holds files of somebody else (manifest.json ")
 
 
 def test_a_begun_step_is_unfinished(graph):
