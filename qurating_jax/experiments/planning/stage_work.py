@@ -29,6 +29,9 @@ Where = Literal["device", "host", "elsewhere"]
 # Bytes per document that stages write beside texts, tokens and ratings: ids, domains and numbers, compressed. Of an id
 # list docs/tokenize.md tells; the others are of the same order, and little beside what they are added to.
 _BYTES_PER_ID, _BYTES_PER_INDEXED, _BYTES_PER_RATED = 24, 60, 60
+# The index of rows has a line for every piece of a document in a row, and a footer: counted on tokens of 96 to 2 472
+# documents with four ratings each.
+_BYTES_PER_PIECE, _INDEX_FOOTER = 6, 2600
 _FLOAT = 4
 _STATE_BYTES = 3 * _FLOAT  # of a parameter in a checkpoint: itself and Adam's two moments
 
@@ -176,7 +179,8 @@ def _tokenize(known: Amounts, node: Node, site: Site) -> Work:
     if rows is not None:
         held_out = 1 / (1 - config.validation_fraction)
         size = round(held_out * token_bytes(rows * config.sequence_tokens, vocabulary))
-        size += _BYTES_PER_INDEXED * (kept.documents or 0)
+        documents = kept.documents or 0
+        size += _INDEX_FOOTER + _BYTES_PER_INDEXED * documents + _BYTES_PER_PIECE * (rows + documents)
     facts = {"rows": rows, "sequence_tokens": config.sequence_tokens, "vocabulary": vocabulary}
     return Work("host", "tokens", kept.tokens, cores=config.num_workers or None, storage=size, facts=facts)
 
