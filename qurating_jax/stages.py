@@ -52,6 +52,7 @@ STAGES: dict[str, Stage] = {
     "bench train-rater": Stage("bench_train_rater", "tokens per second of rater training, beside PyTorch's"),
     "bench train-lm": Stage("bench_train_lm", "tokens per second of language-model training, beside PyTorch's"),
     "bench select": Stage("bench_select", "documents per second of selection, beside the original's rule"),
+    "bench experiments": Stage("bench_experiments", "what experiments take by stage, and how near their plan comes"),
     "judge mock-server": Stage("judging.mock_server", "a rehearsal endpoint on this machine with a known judge"),
     "train-rater": Stage("train_rater", "judgments -> rater (Bradley-Terry)", "hosts"),
     "combine-raters": Stage("combine_raters", "several raters -> one, a weighted sum of their scores"),

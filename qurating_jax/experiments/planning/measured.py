@@ -20,7 +20,9 @@ Told = Literal["start and work apart", "one size, the start in it", "larger runs
 _SPREAD = 1.5  # of sizes, from which on a start can be told from work
 _UNSEEN = 0.01  # of the time of a run is taken for its work where larger ones took no longer
 _LONG_SECONDS = 60.0  # of a run, beside which its start is little
-_LARGE_SHARE = 0.5  # of the largest run's time, from which on its work says something of larger ones
+# Of the largest run's time, from which on its work says something of larger ones, and how long that has to be at least:
+# starts differ by seconds.
+_LARGE_SHARE, _LARGE_SECONDS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,17 @@ class Fit:
 
     Attributes:
         rate: units per second, and the seconds of a start.
+        runs: that it comes from.
+        least, most: units of them.
         told: how the start was told from the work.
         carries: True where the rate may stand for runs of other sizes; elsewhere it is right for runs like these, whose
             time is mostly their start.
     """
 
     rate: Rate
+    runs: int
+    least: float
+    most: float
     told: Told
     carries: bool
 
@@ -152,7 +159,7 @@ def _fit_of(kind: tuple[object, ...], done: list[tuple[Work, float]], measured: 
     if told == "one size, the start in it":
         carries = min(seconds for _, seconds in points) >= _LONG_SECONDS
     else:
-        carries = largest >= _LARGE_SHARE * (start + largest)
+        carries = largest >= max(_LARGE_SECONDS, _LARGE_SHARE * (start + largest))
     rate = Rate(
         stage=str(stage),
         device=str(device),
@@ -165,7 +172,7 @@ def _fit_of(kind: tuple[object, ...], done: list[tuple[Work, float]], measured: 
         startup_seconds=start,
         measured=measured,
     )
-    return Fit(rate, told, carries)
+    return Fit(rate, len(points), sizes[0], sizes[-1], told, carries)
 
 
 def _per_unit(done: list[tuple[Work, float]]) -> list[float]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qurating_jax.experiments.planning.measured import Fit
-from qurating_jax.experiments.planning.trial import NEAR, Beside, Row
+from qurating_jax.experiments.planning.measured import Clock, Fit
+from qurating_jax.experiments.planning.trial import NEAR, Row
 from qurating_jax.runtime import terminal
 
 if TYPE_CHECKING:
@@ -12,37 +12,46 @@ if TYPE_CHECKING:
 
 
 def stages_table(title: str, rows: Sequence[Row], everything: Row) -> "Table":
-    """What the stages took, and by either clock the plan over it with how many runs are near."""
-    made = terminal.table(
-        title, "stage", "runs", "seconds", "CPU seconds", "compared", "plan, s", "took, s", "plan / took",
-        f"within {NEAR:.0%}", "plan, CPU s", "took, CPU s", "plan / took", f"within {NEAR:.0%}",
-    )  # fmt: skip
+    """What the runs of every stage took, all of them."""
+    made = terminal.table(title, "stage", "runs", "seconds", "of all", "CPU seconds")
     for row in (*rows, everything):
-        wall, cpu = row.beside["seconds"], row.beside["cpu_seconds"]
+        share = f"{row.seconds / everything.seconds:.0%}" if everything.seconds else terminal.NOTHING
         terminal.add_row(
-            made, row.stage or "all", row.steps, f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
-            max(wall.steps, cpu.steps) or terminal.NOTHING, *_cells(wall), *_cells(cpu),
+            made, row.stage or "all", row.steps, f"{row.seconds:.1f}", share, f"{row.cpu_seconds:.1f}"
         )  # fmt: skip
     return made
 
 
+def plan_table(title: str, clock: Clock, rows: Sequence[Row], everything: Row) -> "Table":
+    """The plan beside what was planned, by a clock, and how many runs it is near to."""
+    made = terminal.table(title, "stage", "runs", "planned", "took", "planned / took", f"within {NEAR:.0%}")
+    for row in (*rows, everything):
+        beside = row.beside[clock]
+        if beside.ratio is not None:
+            terminal.add_row(
+                made, row.stage or "all", beside.steps, f"{beside.planned:.1f}", f"{beside.measured:.1f}",
+                f"{beside.ratio:.2f}", f"{beside.near} of {beside.steps}",
+            )  # fmt: skip
+    return made
+
+
 def rates_table(fits: Sequence[Fit], added: Sequence[Fit]) -> "Table":
-    """Rates on the wall, and which of them were added to a file."""
-    made = terminal.table("rates", "stage", "where", "FLOPs a unit", "start, s", "units/s", "of", "", "added")
+    """Rates on the wall: FLOPs a unit, of how many runs of how different sizes, which of them were added to a file."""
+    made = terminal.table("Rates, seconds", "stage", "FLOPs", "start", "a second", "runs", "sizes", "added")
     for fit in fits:
         rate = fit.rate
+        flops = terminal.NOTHING if rate.flops_per_unit is None else f"{rate.flops_per_unit:.3g}"
+        sizes = "one" if fit.told == "one size, the start in it" else f"1 to {fit.most / fit.least:.1f}"
         terminal.add_row(
-            made, rate.stage, f"{rate.number} x {rate.device}",
-            terminal.NOTHING if rate.flops_per_unit is None else f"{rate.flops_per_unit:.3g}",
-            f"{rate.startup_seconds:.2f}", f"{rate.per_second:,.4g} {rate.unit}", rate.work.partition(";")[0], fit.told,
-            "yes" if fit in added else "no",
+            made, rate.stage, flops, f"{rate.startup_seconds:.2f}", f"{rate.per_second:,.4g} {rate.unit}", fit.runs,
+            sizes, "yes" if fit in added else "no",
         )  # fmt: skip
     return made
 
 
 def notes(fits: Sequence[Fit], everything: Row, num_steps: int) -> list[str]:
     """What the tables leave open."""
-    lines = []
+    lines = ["the clock knows other load on the machine, CPU seconds do not; a rate of one size has the start in it"]
     short = [fit.rate.stage for fit in fits if not fit.carries]
     if short:
         lines.append(
@@ -52,9 +61,3 @@ def notes(fits: Sequence[Fit], everything: Row, num_steps: int) -> list[str]:
     if everything.steps < num_steps:
         lines.append(f"{num_steps - everything.steps} step(s) have no record of how long they took")
     return lines
-
-
-def _cells(of: Beside) -> tuple[str, str, str, str]:
-    if of.ratio is None:
-        return (terminal.NOTHING,) * 4
-    return f"{of.planned:.1f}", f"{of.measured:.1f}", f"{of.ratio:.2f}", f"{of.near} of {of.steps}"
