@@ -82,10 +82,11 @@ def main(config: Config) -> dict[str, Any]:
 def _plan_experiments(config: Config) -> dict[str, Any]:
     """A row for every stage run, and sums: of all, and of what is not finished."""
     from qurating_jax.experiments.planning import amounts, estimate_text, estimates, rates, recipes
+    from qurating_jax.stages import STAGES
 
     recipes.refuse_recipe_options(config)
     site, graph = _site(config), _graph(config)
-    measured = rates.load_rates([rates.SHIPPED, *config.rates])
+    measured = rates.load_rates([rates.SHIPPED, *config.rates], stages=STAGES)
     known = amounts.amounts(graph)
     amounts.check_budgets(graph, known)
     found = estimates.estimate(graph, site, measured, known)

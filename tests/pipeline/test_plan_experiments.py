@@ -214,6 +214,14 @@ def test_no_device_is_touched(folder):
     assert result.stdout.splitlines()[-1] == "0 False", result.stderr[-1000:]
 
 
+def test_where_nothing_is_known_before_a_run_the_plan_says_why(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    assert plan("uniform", "--scale", "laptop", "--device", "cpu") == 0
+    assert (
+        "note: corpus: how much it writes is known when it has run, and so is all behind it" in capsys.readouterr().out
+    )
+
+
 def test_the_experiments_that_ship_can_be_planned(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     scales = sorted(path.stem for path in Path("configs/experiments/common/scales").glob("*.yaml"))

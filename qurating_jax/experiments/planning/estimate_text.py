@@ -100,7 +100,8 @@ def explained(estimates: Sequence[Estimate]) -> list[str]:
     if refused:
         lines.append(f"{refused} stage runs would be refused as they stand (above); their hours are in the sums")
     if found.memory_bytes is not None:
-        lines.append(f"{gigabytes(found.memory_bytes)} on a device at most")
+        place = "on a device" if any(one.on_device for one in estimates) else "of memory"
+        lines.append(f"{gigabytes(found.memory_bytes)} {place} at most")
     return lines
 
 

@@ -6,10 +6,11 @@ A file is YAML: `rates`, a list of entries (`Rate`). The one that ships has what
 
 import dataclasses
 import datetime
+import difflib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ Basis = Literal["measured", "scaled"]
 CPU = "cpu"
 SHIPPED = str(Path(__file__).with_name("rates.yaml"))
 
+# What no machine does: a slip of the pen, or a file that means ill, from which sums would overflow.
+_SLOWEST, _FASTEST, _MOST_FLOPS, _MOST_SECONDS = 1e-9, 1e15, 1e18, 1e8
 _SAME_WORK = 0.01  # FLOPs per unit within this are the same work
 # What costs the same per operation: where a stage was not measured, its sister was.
 _SISTERS = {"train-lm": "train-rater", "train-rater": "train-lm", "annotate": "eval-lm", "eval-lm": "annotate"}
@@ -71,6 +74,12 @@ class Rate:
             raise ValueError(f"the rate of {self.stage} does not say where it was measured (`measured`)")
         if self.startup_seconds < 0 or (self.flops_per_unit is not None and not self.flops_per_unit > 0):
             raise ValueError("startup_seconds must be at least 0, flops_per_unit positive")
+        if not _SLOWEST <= self.per_second <= _FASTEST or (self.flops_per_unit or 1) > _MOST_FLOPS:
+            raise ValueError(
+                f"per_second {self.per_second:g} of {self.flops_per_unit or 0:g} FLOPs each: not the speed of a machine"
+            )
+        if self.startup_seconds > _MOST_SECONDS:
+            raise ValueError(f"startup_seconds {self.startup_seconds:g} are years")
         wanted, other = ("cores", "num_devices") if self.device == CPU else ("num_devices", "cores")
         if (getattr(self, wanted) or 0) < 1 or getattr(self, other) is not None:
             raise ValueError(f"a rate of device {self.device} has {wanted}, at least 1, and no {other}")
@@ -98,13 +107,26 @@ class Speed:
     rate: Rate
 
 
-def load_rates(paths: Sequence[str]) -> list[Rate]:
+def load_rates(paths: Sequence[str], *, stages: Collection[str] | None = None) -> list[Rate]:
     """The entries of several files in their order; later ones are preferred where two fit alike.
+
+    Args:
+        paths: of the files.
+        stages: names that stages have; None: they are not looked at.
 
     Raises:
         UsageError: with file and entry.
     """
-    return [rate for path in paths for rate in _parse(configs.load_yaml(path), path)]
+    found = []
+    for path in paths:
+        rates = _parse(configs.load_yaml(path), path)
+        for number, rate in enumerate(rates):
+            if stages is not None and rate.stage not in stages:
+                close = difflib.get_close_matches(rate.stage, stages, n=1)
+                hint = f" (did you mean `{close[0]}`?)" if close else ""
+                raise UsageError(f"{path}: rates[{number}]: no stage `{rate.stage}`{hint}")
+        found += rates
+    return found
 
 
 def append(path: str, rate: Rate) -> None:

@@ -140,7 +140,10 @@ def _unknown(known: Amounts, node: Node, site: Site) -> Work:
 def _corpus(known: Amounts, node: Node, site: Site) -> Work:
     """Documents that are cut and written; one process."""
     found = known.nodes[node.key]
-    return Work("host", "documents", found.documents, cores=1, storage=found.bytes)
+    notes = (
+        () if found.documents is not None else ("how much it writes is known when it has run, and so is all behind it",)
+    )
+    return Work("host", "documents", found.documents, cores=1, storage=found.bytes, notes=notes)
 
 
 def _fetch(known: Amounts, node: Node, site: Site) -> Work:

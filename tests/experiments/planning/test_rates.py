@@ -10,9 +10,10 @@ from qurating_jax.experiments.planning.rates import Measured, Rate, append, find
 from qurating_jax.models.config import PRESETS
 from qurating_jax.models.flops import forward_flops, training_flops
 from qurating_jax.runtime.errors import UsageError
+from qurating_jax.stages import STAGES
 
 ENTRY = (
-    "rates: [{{stage: s, device: cpu, unit: {unit}, per_second: 1, work: w, cores: 1, "
+    "rates: [{{stage: select, device: cpu, unit: {unit}, per_second: 1, work: w, cores: 1, "
     "measured: {{date: '2026-11-28'}}}}]"
 )
 NOW = Measured(date="2026-11-28", commit="abc", command="bench")
@@ -35,7 +36,7 @@ def speed(entries, stage="train-lm", unit="tokens", device="cpu", number=2, flop
 
 
 def test_what_ships_is_sound_and_says_where_it_was_measured():
-    found = load_rates([rates.SHIPPED])
+    found = load_rates([rates.SHIPPED], stages=STAGES)
     assert {one.device for one in found} == {"cpu"}  # nothing has been run on an accelerator
     assert all(one.measured.command for one in found)
     model = PRESETS["debug"]
@@ -62,6 +63,11 @@ def test_what_ships_is_sound_and_says_where_it_was_measured():
         (ENTRY.format(unit="tokens").replace("cores: 1, ", ""), "has cores"),
         (ENTRY.format(unit="tokens").replace("cpu", "B300").replace("cores", "num_devices"), "B300"),
         (ENTRY.format(unit="tokens").replace("cores: 1", "cores: 1, speed: 2"), "speed"),
+        (ENTRY.format(unit="tokens").replace("per_second: 1", "per_second: 1.0e-300"), "not the speed of a machine"),
+        (ENTRY.format(unit="tokens").replace("per_second: 1", "per_second: 1.0e+300"), "not the speed of a machine"),
+        (ENTRY.format(unit="tokens").replace("cores: 1", "cores: 1, flops_per_unit: 1.0e+300"), "speed of a machine"),
+        (ENTRY.format(unit="tokens").replace("cores: 1", "cores: 1, startup_seconds: 1.0e+300"), "are years"),
+        (ENTRY.format(unit="tokens").replace("select", "tokenise"), "rates[0]: no stage `tokenise` (did you mean `tok"),
         ("rates: [", "not valid YAML"),
     ],
 )
@@ -69,7 +75,7 @@ def test_files_that_are_refused_in_one_line(text, words, tmp_path):
     path = tmp_path / "rates.yaml"
     path.write_text(text)
     with pytest.raises(UsageError) as raised:
-        load_rates([str(path)])
+        load_rates([str(path)], stages=STAGES)
     assert words in str(raised.value)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
