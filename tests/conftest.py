@@ -26,6 +26,28 @@ def _strict_jax():
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_processes(_strict_jax, tmp_path_factory):
+    """What a process of a test compiles, the ones after it load. JAX here has read its own settings already.
+
+    Not the cache of this process: one that is killed may leave half a file, and it is gone with the session.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compiling():
+    """For tests whose time would mostly be XLA optimising programs that run a few times."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def real_data():
     """The folder of real data; tests that use it are skipped where it is absent (a user's machine)."""

@@ -8,6 +8,8 @@ from lm_runs import ARCHITECTURE, BATCH, SEQUENCE, make_tokens, run_here
 from qurating_jax import __main__ as command
 from qurating_jax.runtime import manifest
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 RECIPE = "configs/train_lm/paper_1.3b.yaml"
 PAPER = ["--sequence_tokens", "1024", "--training_tokens", "30_000_000_000"]
 

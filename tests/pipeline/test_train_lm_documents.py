@@ -18,12 +18,7 @@ from qurating_jax.training import lm_fit
 from qurating_jax.training.batch_documents import BatchDocuments
 from qurating_jax.training.lm_options import LmOptions, OrderConfig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 @pytest.fixture(autouse=True)

@@ -19,13 +19,7 @@ from qurating_jax.runtime import manifest
 from qurating_jax.training.lm_options import HeldOutConfig, LmOptions, OrderConfig
 from qurating_jax.training.options import LoopConfig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiling():
-    """Most of the time would be XLA optimising what runs a few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 @pytest.fixture(scope="module")

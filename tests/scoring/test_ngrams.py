@@ -515,7 +515,7 @@ def test_easiness_of_unseen_excerpts(real_data):
     easiness = np.array([document.row["BT_easiness"] for document in documents])
     held_out = rng.permutation(len(documents)) % 5 == 0
     train = np.flatnonzero(~held_out)
-    drawn = rng.choice(train, (6000, 2))
+    drawn = rng.choice(train, (3000, 2))
     drawn = drawn[drawn[:, 0] != drawn[:, 1]]
     texts = [(documents[i].text, documents[j].text) for i, j in drawn]
     averages = np.full((len(texts), 2, 2, 1), np.nan)
