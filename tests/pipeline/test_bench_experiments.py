@@ -89,6 +89,8 @@ def test_a_law_in_two_sizes_is_found_and_foretells_the_third(told, capsys):
             assert plan["ratio"] == pytest.approx(1, rel=0.1)
     assert rows["train-lm"]["plan"]["seconds"]["planned"] == pytest.approx(5 + 20 * ROW_TOKENS / 200, rel=1e-3)
     assert rows["train-lm"]["plan"]["cpu_seconds"]["planned"] == pytest.approx(10 + 20 * ROW_TOKENS / 100, rel=1e-3)
+    # By how much the third has passed its budget is in its own counts alone, which a plan must not know.
+    assert rows["tokenize"]["plan"]["seconds"]["ratio"] != pytest.approx(1, abs=1e-4)
     assert rows["train-tokenizer"]["plan"]["seconds"]["steps"] == 0  # it is of the first
     everything = found["all"]["plan"]["seconds"]
     assert everything["planned"] == pytest.approx(

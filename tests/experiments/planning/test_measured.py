@@ -111,6 +111,7 @@ def test_rates_by_the_clock_and_by_cpu(tmp_path):
         ((1000,), (59.0,), False),  # a start may be all of it
         ((1000,), (61.0,), True),
         ((1000, 4000), (11.0, 14.0), False),  # 4 seconds of work, 10 of a start
+        ((1000, 4000), (60.0, 75.0), False),  # 20 of work, 55 of a start
         ((1000, 4000), (5.0, 17.0), True),  # 16 of work, 1 of a start
         ((1000, 4000), (0.5, 1.7), False),  # 1.6 of work: starts differ by as much
         ((1000, 4000), (90.0, 90.0), False),
