@@ -90,6 +90,6 @@ def step_config(name: str, where: str) -> Any:
         hint = f" (did you mean `{close[0]}`?)" if close else ""
         raise UsageError(f"{where}: no stage `{name}`{hint}; a step whose name is no stage's says `stage: ...`")
     config = load(name).Config
-    if "output" not in {field.name for field in dataclasses.fields(config)} or name == "run":
+    if not {"output", "overwrite"} <= {field.name for field in dataclasses.fields(config)}:
         raise UsageError(f"{where}: `qurating {name}` makes no output, so that it cannot be a step")
     return config

@@ -4,11 +4,13 @@ What stands is not made again, what was begun is resumed, what has changed is re
 any interruption.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
+import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from qurating_jax import config as configs
 from qurating_jax.config import option
 from qurating_jax.experiments.running.stage_processes import Launch
 from qurating_jax.runtime import storage, terminal
-from qurating_jax.runtime.errors import EXIT_ERROR, Incomplete, Interrupted, UserError
+from qurating_jax.runtime.errors import EXIT_ERROR, Incomplete, Interrupted, UsageError, UserError
 from qurating_jax.stage import require
 from qurating_jax.stages import STAGES, step_config
 
@@ -72,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
     experiments = [
         load_experiment(file, scale=config.scale, given=config.set, config_of=step_config) for file in config.files
     ]
-    graph = build(experiments, config.seeds, config.output.rstrip("/"), step_config)
+    graph = build(experiments, config.seeds, _place(config.output), step_config)
     keys = checks.wanted(graph, config.until, config.only)
     checks.check_inputs(graph, keys)
     check_budgets(graph, amounts(graph))
@@ -111,7 +113,8 @@ def _conduct(
         rebuild=config.rebuild,
     )
     here = [key for key in keys if not config.launch.words(settings.processes(graph.nodes[key].stage))]
-    checks.preflight(graph, here, states, settings.config_path, variables)
+    with _ending_at_term():
+        checks.preflight(graph, here, states, settings.config_path, variables)
     conductor = Conductor(graph, keys, digests, settings)
     results = conductor.run()
     places = ((RUNS, "runs"), (RECORDS, "their steps' times"))
@@ -123,6 +126,26 @@ def _conduct(
     _compare(graph, [run for run in graph.runs if counts["runs"][run.name] == "complete"])
     _raise_failures(graph, results, counts)
     return counts
+
+
+@contextlib.contextmanager
+def _ending_at_term() -> Iterator[None]:
+    """TERM ends the block as Ctrl-C does, and with it a process that is waited for there."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _place(output: str) -> str:
+    """The output as steps are told it: where another command runs in another directory, it means the same place."""
+    if storage.is_remote(output):
+        place = output.rstrip("/")
+        if not storage.is_remote(place):
+            raise UsageError(f"--output {output}: names no bucket")
+        return place
+    return os.path.abspath(output)
 
 
 def _compare(graph: "Graph", runs: "list[ExperimentRun]") -> None:
