@@ -242,9 +242,7 @@ def test_a_dollar_sign_is_written_twice(folder):
 @pytest.mark.parametrize("name", [".yaml", ".hidden.yaml", "a\\b.yaml", "a\nb.yaml", "\x1b[31m.yaml"])
 def test_an_experiment_is_named_as_a_folder_may_be(folder, name):
     (folder.path / name).write_text("base: base.yaml\nvalues: {documents: d}\n")
-    with pytest.raises(
-        UsageError, match=r"its name is the experiment's, and .* cannot be that of a folder"
-    ):
+    with pytest.raises(UsageError, match=r"its name is the experiment's, and .* cannot be that of a folder"):
         load_experiment(str(folder.path / name), scale="", given=(), config_of=step_config)
 
 

@@ -14,9 +14,10 @@ from qurating_jax.experiments.running.external import MODELS, External, external
 from qurating_jax.experiments.running.graph_text import who
 from qurating_jax.experiments.running.stage_processes import own_command, stage_words
 from qurating_jax.experiments.running.states import State
-from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError, UserError
 from qurating_jax.runtime.terminal import plain
+
+_LONG_TO_ASK = ("select", "judge run")  # all keys of a corpus, DSIR's n-grams; all its documents
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ def preflight(
 ) -> None:
     """Asks every step that is to begin, and whose inputs are there, with its own `--dry_run`; on the CPU, one by one.
 
+    Not asked is what would do the greater part of its work to answer: it says the same when it starts.
+
     Raises:
         UserError: the first one that refuses, in its words and with its exit code.
     """
@@ -116,18 +119,15 @@ def preflight(
         graph.nodes[key]
         for key in keys
         if states[key].kind in ("to do", "changed")  # what was begun has been asked
+        and graph.nodes[key].stage not in _LONG_TO_ASK
         and all(states[read].kind == "done" for read in graph.nodes[key].reads)
         and (getattr(graph.nodes[key].config, "distributed", None) is None or _is_single(graph.nodes[key].config))
     ]
     if asked:
         log.info("checking the %d step(s) that can begin", len(asked))
     for node in asked:
-        words = [*own_command(), *stage_words(node, config_path(node)), "--dry_run", "true"]
-        if hasattr(node.config, "cache") and not node.config.cache and not storage.is_remote(node.directory):
-            # What select reads to answer is what it reads first when it runs.
-            words += ["--cache", storage.join(node.directory, manifest.CACHE)]
         done = subprocess.run(
-            words,
+            [*own_command(), *stage_words(node, config_path(node)), "--dry_run", "true"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -143,6 +143,21 @@ def preflight(graph):
     checks.preflight(graph, list(graph.nodes), states, path, environment("out") | runs.environment())
 
 
+@pytest.fixture
+def ask_select_too(monkeypatch):
+    """Here it answers at once."""
+    monkeypatch.setattr(checks, "_LONG_TO_ASK", ())
+
+
+def test_what_would_take_long_to_answer_is_not_asked(tmp_path, caplog):
+    graph = graphs.make_graph(
+        tmp_path, "uniform.yaml", uniform=with_step("select", strategy="sample", rating=["qualty"])
+    )
+    preflight(graph)
+    assert caplog.messages == ["checking the 1 step(s) that can begin"]  # the tokenizer alone
+
+
+@pytest.mark.usefixtures("ask_select_too")
 def test_stages_are_asked_themselves(tmp_path):
     graph = graphs.make_graph(
         tmp_path, "uniform.yaml", uniform=with_step("select", strategy="sample", rating=["qualty"])
@@ -152,12 +167,14 @@ def test_stages_are_asked_themselves(tmp_path):
     assert not pathlib.Path("out/steps").exists() or runs.steps(tmp_path, "tokenize") == []
 
 
+@pytest.mark.usefixtures("ask_select_too")
 def test_a_usage_error_of_a_stage_stays_one(tmp_path):
     graph = graphs.make_graph(tmp_path, "uniform.yaml", uniform=with_step("select", strategy="uniform", shard="9/3"))
     with pytest.raises(UsageError, match=r"^select of uniform-seed0: "):
         preflight(graph)
 
 
+@pytest.mark.usefixtures("ask_select_too")
 def test_what_was_begun_or_cannot_begin_is_not_asked(tmp_path):
     graph = graphs.make_graph(
         tmp_path, "uniform.yaml", uniform=with_step("select", strategy="sample", rating=["qualty"])
