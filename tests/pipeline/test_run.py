@@ -229,7 +229,7 @@ def test_a_step_whose_end_nobody_saw_is_asked_and_not_done_again(whole, tmp_path
 
 def test_a_term_before_anything_runs_is_an_interruption(tmp_path):
     root = runs.make_place(tmp_path)
-    process = runs.start(root, "uniform.yaml", "--until", "select")
+    process = runs.start(root, "uniform.yaml", "--until", "tokenizer")
     runs.wait_for(lambda: children_of(root, "--dry_run"), "a stage that is asked")
     process.terminate()
     code, _, error = runs.finish(process)
