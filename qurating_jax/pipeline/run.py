@@ -76,6 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     ]
     graph = build(experiments, config.seeds, _place(config.output), step_config)
     keys = checks.wanted(graph, config.until, config.only)
+    checks.check_scale(graph)
     checks.check_inputs(graph, keys)
     check_budgets(graph, amounts(graph))
     digests = Digests()

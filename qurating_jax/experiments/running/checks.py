@@ -10,10 +10,12 @@ from typing import Any
 
 from qurating_jax import config as configs
 from qurating_jax.experiments.graph import Graph, Node
+from qurating_jax.experiments.records import read_run, run_path
 from qurating_jax.experiments.running.external import MODELS, External, externals
 from qurating_jax.experiments.running.graph_text import who
 from qurating_jax.experiments.running.stage_processes import own_command, stage_words
 from qurating_jax.experiments.running.states import State
+from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError, UserError
 from qurating_jax.runtime.terminal import plain
 
@@ -41,6 +43,18 @@ def wanted(graph: Graph, until: Sequence[str], only: Sequence[str]) -> list[str]
             if key in keys:
                 keys.update(graph.nodes[key].reads)
     return [key for key in graph.nodes if key in keys or not (until or only)]
+
+
+def check_scale(graph: Graph) -> None:
+    """Raises `UserError` where a run stands under the same output at another scale: its record would be lost."""
+    for run in graph.runs:
+        path = run_path(graph.output, run.experiment, run.seed)
+        try:
+            scale = read_run(path).scale if storage.exists(path) else run.scale
+        except UserError:  # broken: it is written anew
+            continue
+        if scale != run.scale:
+            raise UserError(f"{path}: is of scale `{scale}`, not `{run.scale}`; choose another --output")
 
 
 def check_inputs(graph: Graph, keys: Iterable[str]) -> None:

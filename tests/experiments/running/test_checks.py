@@ -1,5 +1,6 @@
 """What is refused before anything runs, each in one line that says where."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -134,6 +135,19 @@ def test_all_that_has_changed_is_listed(tmp_path, caplog):
         checks.check_changed(graph, graph.nodes, states)
     listed = [line for line in caplog.messages if "has changed: rated.jsonl was" in line]
     assert [line.split(" has ")[0] for line in listed] == ["select of uniform-seed0", "select of sample-seed0"]
+
+
+def test_runs_of_another_scale_are_not_written_over(tmp_path):
+    graph = graphs.make_graph(tmp_path, *BOTH)
+    checks.check_scale(graph)
+    _write(graph)
+    checks.check_scale(graph)
+    other = dataclasses.replace(graph, runs=tuple(dataclasses.replace(run, scale="paper") for run in graph.runs))
+    with pytest.raises(UserError, match=r"^out/runs/uniform/seed0.json: is of scale ``, not `paper`; choose another"):
+        checks.check_scale(other)
+    for run in graph.runs:
+        pathlib.Path(f"out/runs/{run.experiment}/seed0.json").write_text("{")
+    checks.check_scale(other)
 
 
 def preflight(graph):
