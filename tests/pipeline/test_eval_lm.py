@@ -68,7 +68,8 @@ def run_here(*argv):
 
 
 def evaluate(places, output, *argv, model=None):
-    options = ["--input", places / "docs.jsonl", "--domain_field", "meta.kind", "--output", places / output]
+    options = [] if "--input" in argv else ["--input", places / "docs.jsonl"]  # given twice it would be both
+    options += ["--domain_field", "meta.kind", "--output", places / output]
     return run_here("eval-lm", "--model", *(model or [places / "run" / "hf"]), *options, *argv)
 
 
