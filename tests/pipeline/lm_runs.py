@@ -39,7 +39,13 @@ def make_tokens(root, name="tokens", *, seed=0, num_documents=90, more=()):
 
 
 def run_here(*argv):
-    return command.main([str(word) for word in argv])
+    """The command in this process. Tokens that are named after others are meant instead of them, not beside them."""
+    words = [str(word) for word in argv]
+    while words.count("--tokens") > 1:
+        first = words.index("--tokens")
+        end = next(at for at in range(first + 1, len(words)) if words[at].startswith("--"))
+        del words[first:end]
+    return command.main(words)
 
 
 def train_command(places, output, *more):
