@@ -308,8 +308,8 @@ def test_no_accepted_name_leaves_a_directory(name):
         downloads.check_names([RemoteFile(name, 0)], "here")
     except UserError:
         return
-    inside = os.path.normpath(os.path.join("/root/of/all", name))
-    assert inside == f"/root/of/all/{name}"
+    inside = os.path.normpath(os.path.join("/srv/of/all", name))
+    assert inside == f"/srv/of/all/{name}"
 
 
 def test_a_disk_without_room_is_refused_at_once(tmp_path, monkeypatch):
