@@ -28,7 +28,6 @@ class Config(InspectConfig, Changes, RowOptions):
     """Options of `qurating plan`."""
 
     files: tuple[str, ...] = option((), "experiment files, or a config file of train-lm", positional=True)
-    recipe: str = option("", "the same as a single file: a config file of train-lm")
     device: str = option("", "the accelerator, such as H100 or TPU v5e; for experiments also cpu")
     num_devices: int = option(1, "how many of them")
     mfu: float | None = option(
@@ -56,8 +55,6 @@ class Config(InspectConfig, Changes, RowOptions):
                 raise ValueError(f"{name} must be at least 0")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError("seeds are one or more numbers of 0 and above")
-        if self.recipe and self.files:
-            raise ValueError("give a recipe or files, not both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +66,9 @@ def main(config: Config) -> dict[str, Any]:
     """Prints the plan."""
     from qurating_jax.experiments.planning.recipes import is_recipe
 
-    if not config.recipe:
-        require(config, "files")
-    if config.recipe or is_recipe(config.files):
-        return _plan_recipe(config, config.recipe or config.files[0])
+    require(config, "files")
+    if is_recipe(config.files):
+        return _plan_recipe(config, config.files[0])
     return _plan_experiments(config)
 
 
@@ -121,16 +117,15 @@ def _graph(config: Config) -> "Graph":
 
 
 def _site(config: Config) -> "Site":
-    import os
-
     from qurating_jax.experiments.planning.stage_work import Site
+    from qurating_jax.runtime.processes import num_cores
 
     if config.device == _CPU and config.num_devices > 1:
         raise UsageError("--device cpu: one machine, whose cores are --num_cores")
     return Site(
         None if config.device == _CPU else _device(config, _CPU),
         config.num_devices,
-        config.num_cores or os.cpu_count() or 1,
+        config.num_cores or num_cores(),
         config.price_per_device_hour,
         config.price_per_host_hour,
         config.mfu,

@@ -5,13 +5,12 @@ number of processes may run the same command on one output directory, and a run 
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from qurating_jax.config import option
-from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime import manifest, processes, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.stage import StageConfig, open_run, require
 
@@ -124,11 +123,7 @@ def _job(config: Config, files: list[str], verify: Any = None) -> "SplitJob":
         seed=config.seed,
         on_bad_row=config.on_bad_row,
         rows_per_shard=config.rows_per_shard,
-        num_workers=config.num_workers or _num_cores(),
+        num_workers=config.num_workers or processes.num_cores(),
         share=parse_share(config.shard),
         verify=verify or (lambda: None),
     )
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qurating_jax.config import option
-from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime import manifest, processes, storage
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.stage import StageConfig, open_run, require
 from qurating_jax.tokenizing.options import TokenizeOptions
@@ -118,7 +118,7 @@ def _job(
         options=config,
         seed=config.seed,
         share=share,
-        num_workers=config.num_workers or _num_cores(),
+        num_workers=config.num_workers or processes.num_cores(),
         verify=partial(manifest.verify, run),
         loaded=tokenizer,
     )
@@ -154,10 +154,6 @@ def _say(config: Config, files: list[str], order: str | None) -> dict[str, Any]:
     print(
         f"would tokenize {len(files)} file(s) into {rows} of {config.sequence_tokens} tokens in {config.output}, "
         f"{'in the order of the input' if order is None else f'in the order `{order}` of the selection'}, with "
-        f"{config.num_workers or _num_cores()} process(es)"
+        f"{config.num_workers or processes.num_cores()} process(es)"
     )
     return {"files": len(files)}
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,11 @@ R = TypeVar("R")
 _work: Callable[[Any], Any] | None = None  # of a worker process
 
 
+def num_cores() -> int:
+    """CPU cores that this process and its children may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Crew(Generic[T, R]):
     """Workers that stay for several rounds of work; `crew` makes one."""
 

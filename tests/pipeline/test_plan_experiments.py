@@ -187,7 +187,6 @@ def test_a_mesh_that_does_not_fit_is_a_line_and_no_end(folder, capsys):
         (["uniform.yaml", "--scale", "greedy", "--device", "H100"], "300,000,000,000 tokens of 260,000,000,000"),
         ([str(RECIPE), "--device", "H100", "--scale", "large"], "--scale is for experiments"),
         (["--device", "H100"], "--files is required"),
-        (["--recipe", "a.yaml", "uniform.yaml", "--device", "H100"], "not both"),
     ],
 )  # fmt: skip
 def test_refused_in_one_line(argv, words, folder, capsys):

@@ -23,6 +23,7 @@ from qurating_jax.config import option
 from qurating_jax.parallel.devices import find_device
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UsageError
+from qurating_jax.runtime.processes import num_cores
 
 Unit = Literal["tokens", "documents", "pairs", "bytes"]
 Basis = Literal["measured", "scaled"]
@@ -222,11 +223,6 @@ def of_devices(
         stage=stage, device=device.name, num_devices=num_devices, work=work, per_second=per_second,
         flops_per_unit=flops_per_token, measured=now(command),
     )  # fmt: skip
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def now(command: str) -> Measured:

@@ -20,11 +20,12 @@ from typing import Any, Literal
 from qurating_jax.experiments.graph import Graph, Node
 from qurating_jax.experiments.running.external import Digests
 from qurating_jax.experiments.running.graph_text import time_left, whose
-from qurating_jax.experiments.running.stage_processes import Ended, Launch, StageProcess, devices, num_cores
+from qurating_jax.experiments.running.stage_processes import Ended, Launch, StageProcess, devices
 from qurating_jax.experiments.running.states import State, is_finished, look, what_is_read
 from qurating_jax.experiments.step_records import Start, StepRecord, read_step, write_start, write_step
 from qurating_jax.runtime import claims, manifest, storage
 from qurating_jax.runtime.errors import EXIT_ERROR, UserError
+from qurating_jax.runtime.processes import num_cores
 from qurating_jax.runtime.progress import PLAIN_INTERVAL_SECONDS, duration
 
 POLL_SECONDS = 0.2

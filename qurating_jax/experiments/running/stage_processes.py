@@ -162,11 +162,6 @@ def devices(environment: Mapping[str, str]) -> tuple[str | None, int | None]:
     return (kind, int(number)) if done.returncode == 0 and number.isdigit() else (None, None)
 
 
-def num_cores() -> int:
-    """CPU cores that this process and its children may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def last_line(path: str, start: int = 0) -> str:
     """The last line of a file from a byte on that is not empty; of the last error in it, the message."""
     try:

@@ -5,7 +5,6 @@ interpreter's lock to each other so often are no faster than one. A process maps
 """
 
 import functools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.runtime.processes import standing_pool
+from qurating_jax.runtime.processes import num_cores, standing_pool
 from qurating_jax.selection.keys.table import KeyBlock, KeyTable, concatenate
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ _MANY_ROWS = 1 << 22  # with fewer, starting processes takes longer than they sa
 
 def num_processes() -> int:
     """Processes for passes: one per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cores()
 
 
 def over(table: KeyTable, work: Callable[[KeyBlock], T], workers: int) -> Iterator[T]:
