@@ -22,7 +22,7 @@ from qurating_jax.stages import STAGES
 PACKAGE = Path(qurating_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ROOMS = ("judges", "scoring", "selection", "tokenizing", "training", "reporting")
+ROOMS = ("judges", "scoring", "selection", "tokenizing", "training", "analysis", "reporting")
 CONDUCTOR = "experiments"  # runs, plans and compares what the rooms do: one floor above them
 BELOW_ROOMS = ("models", "data", "method", "parallel", "runtime")
 # Part of the package -> what it may import of ours beside itself: a part, or one module of it.
