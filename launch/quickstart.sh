@@ -30,4 +30,5 @@ for selection in educational_value uniform; do
   run train-lm        train_lm/quickstart_$selection
   run eval-lm         eval_lm/quickstart_$selection
 done
+run analyze           analyze/quickstart
 run report            report/quickstart
