@@ -65,7 +65,7 @@ STAGES: dict[str, Stage] = {
     ),
     "train-lm": Stage("train_lm", "token shards -> language model", "hosts"),
     "eval-lm": Stage("eval_lm", "language models + documents -> held-out perplexity by domain, compared"),
-    "compare": Stage("compare", "runs of experiments -> one table: perplexity, selections, differences over seeds"),
+    "compare": Stage("compare", "runs of experiments -> one table: perplexity, tasks, selections, over seeds"),
     "run": Stage("run", "experiment files -> all their stages, shared ones once; the same command resumes"),
     "report": Stage("report", "finished stages -> one readable page"),
     "fetch": Stage("fetch", "published raters, judgments, rated corpora and language models, by name"),

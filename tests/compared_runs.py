@@ -51,6 +51,43 @@ def evaluate(
     manifest.finish(run, {})
 
 
+TASKS = {  # task: title, group, metric, shots, chance
+    "easy": ("ARC-easy", "reading comprehension", "acc", 15, 0.25),
+    "logic": ("LogiQA", "reading comprehension", "acc_norm", 2, 0.25),
+    "open": ("NQ-open", "world knowledge", "exact_match", 10, None),
+}
+
+
+def ask(directory, values, *, items=None, limit=None, shots=None, bits=None, name="lm"):
+    """A finished eval-lm of tasks, with held-out documents too where there are `bits` of them.
+
+    `values`: task -> the main metric of its items, called by `items[task]` or by their place.
+    """
+    if bits is None:
+        run = begin(directory, "eval-lm")
+        document = {"names": [name], "baseline": name, "models": {}, "differences": {}, "level": 0.95}
+    else:
+        evaluate(directory, bits, names=(name,))
+        run, document = None, storage.read_json(f"{directory}/eval.json")
+    shown = {}
+    for task, of in values.items():
+        title, group, metric, num_fewshot, chance = TASKS[task]
+        shown[task] = {
+            "group": group, "title": title, "preset": "paper", "num_fewshot": (shots or {}).get(task, num_fewshot),
+            "version": 1, "metric": metric, "num_items": len(of), "value": float(np.mean(of)), "chance": chance,
+        }  # fmt: skip
+    document["tasks"] = {"given": ["paper"], "harness": "0.4.13", "limit": limit, "models": {name: shown}}
+    rows = [
+        {"model": name, "task": task, "item": str(item), "value": float(value)}
+        for task, of in values.items()
+        for item, value in zip((items or {}).get(task, range(len(of))), of, strict=True)
+    ]
+    write_table(f"{directory}/task_items.parquet", pa.Table.from_pylist(rows))
+    storage.write_json(f"{directory}/eval.json", document)
+    if run is not None:
+        manifest.finish(run, {})
+
+
 def select(directory, chosen, *, rating=None, effective=None):
     """A finished select whose `selection.json` holds what a comparison reads of it."""
     run = begin(directory, "select")

@@ -1,8 +1,8 @@
-"""Experiments side by side: held-out perplexity by domain, selections, differences to a baseline with intervals.
+"""Experiments side by side: held-out perplexity by domain, tasks, selections, differences to a baseline with intervals.
 
 A run is named by its record (`OUT/runs/EXPERIMENT/seedN.json`) or by a directory that holds records: the output of
 `qurating run`, its `runs`, or the folder of one experiment there. Runs of one experiment are its seeds. Differences are
-paired by document and by seed; docs/experiments.md says how their intervals are made.
+paired by document or item and by seed; docs/experiments.md says how their intervals are made.
 """
 
 from dataclasses import dataclass

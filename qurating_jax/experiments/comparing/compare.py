@@ -1,12 +1,13 @@
-"""Experiments side by side: held-out figures, selections and trainings over seeds, and differences to a baseline."""
+"""Experiments side by side: held-out figures, tasks, selections, trainings over seeds; differences to a baseline."""
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from qurating_jax.experiments.comparing import held_out
+from qurating_jax.experiments.comparing import held_out, tasks
 from qurating_jax.experiments.comparing.outcomes import WINDOWS, Outcome, read_outcome
+from qurating_jax.experiments.comparing.task_items import TaskResults
 from qurating_jax.experiments.records import RunRecord
 from qurating_jax.method.seeds import holm
 from qurating_jax.runtime.errors import UsageError, UserError
@@ -48,15 +49,15 @@ def compare(
         on_read: called with numbers of runs.
 
     Returns:
-        Plain values for JSON: `baseline`, `level`, `windows` (how all were evaluated; None where nothing was), `names`
-        in their order, which keys of JSON do not keep, and `experiments` by name, each with `title`, `seeds`, `scales`,
-        `evaluation`, `selection`, `training` (None where nothing is there), `difference` (None for the baseline) and
-        `missing`. See docs/experiments.md.
+        Plain values for JSON: `baseline`, `level`, `windows` (how all were evaluated; None where nothing was), `asked`
+        (the same of tasks), `names` in their order, which keys of JSON do not keep, and `experiments` by name, each
+        with `title`, `seeds`, `scales`, `evaluation`, `tasks`, `selection`, `training` (None where nothing is there),
+        `difference`, `task_difference` (None for the baseline) and `missing`. See docs/experiments.md.
 
     Raises:
         UsageError: no experiment of the baseline's name.
-        UserError: nothing to compare; runs that were evaluated in different ways or on different documents; broken
-            files.
+        UserError: nothing to compare; runs that were evaluated in different ways, on different documents or tasks;
+            broken files.
     """
     experiments: dict[str, Outcomes] = {}
     for record in records:
@@ -67,7 +68,7 @@ def compare(
         on_read(1)
     experiments = {experiment: dict(sorted(of.items())) for experiment, of in experiments.items()}
     every = [outcome for of in experiments.values() for outcome in of.values()]
-    if not any(outcome.evaluated or outcome.selection for outcome in every):
+    if not any(outcome.evaluated or outcome.tasks or outcome.selection for outcome in every):
         first = every[0]
         raise UserError(
             f"nothing to compare: no run has a finished evaluation or selection ({first.record.name}: "
@@ -75,24 +76,38 @@ def compare(
         )
     windows = _windows(every)
     log.info("compare: %d runs of %d experiments with %s", len(every), len(experiments), name)
-    rows = {experiment: _row(of, experiments[name], level) for experiment, of in experiments.items()}
+    asked = tasks.described([(outcome.record.name, outcome.tasks) for outcome in every if outcome.tasks is not None])
+    groups = asked["groups"] if asked else {}
+    rows = {experiment: _row(of, experiments[name], groups, level) for experiment, of in experiments.items()}
     for experiment, found in _overlaps(experiments, name).items():
         rows[experiment]["selection"]["overlap"] = found
-    _adjust([row["difference"] for row in rows.values() if row["difference"] is not None])
-    return {"baseline": name, "level": level, "windows": windows, "names": list(rows), "experiments": rows}
+    _adjust(rows.values())
+    return {
+        "baseline": name,
+        "level": level,
+        "windows": windows,
+        "asked": asked,
+        "names": list(rows),
+        "experiments": rows,
+    }
 
 
-def _row(outcomes: Outcomes, baseline: Outcomes, level: float) -> dict[str, Any]:
-    """What is said of one experiment, but for what takes all of them."""
+def _row(outcomes: Outcomes, baseline: Outcomes, groups: Mapping[str, Sequence[str]], level: float) -> dict[str, Any]:
+    """What is said of one experiment, but for what takes all of them; `groups` are those of tasks."""
+    answered = _answered(outcomes)
     records = [outcome.record for outcome in outcomes.values()]
     return {
         "title": records[0].title,
         "seeds": list(outcomes),
         "scales": sorted({record.scale for record in records}),
         "evaluation": _evaluation(outcomes, level),
+        "tasks": tasks.figures(answered, groups, level) if answered else None,
         "selection": _selection(outcomes),
         "training": _training(outcomes),
         "difference": None if outcomes is baseline else _difference(outcomes, baseline, level),
+        "task_difference": None
+        if outcomes is baseline
+        else _task_difference(answered, _answered(baseline), groups, level),
         "missing": [f"seed {seed}: {', '.join(of.missing)}" for seed, of in outcomes.items() if of.missing],
     }
 
@@ -140,35 +155,61 @@ def _evaluation(outcomes: Outcomes, level: float) -> dict[str, Any] | None:
 
 
 def _difference(outcomes: Outcomes, baseline: Outcomes, level: float) -> dict[str, Any] | None:
-    """Of the seeds that both have; where they share none, of all seeds of either."""
     ours, theirs = (
         {seed: outcome.evaluated for seed, outcome in of.items() if outcome.evaluated is not None}
         for of in (outcomes, baseline)
     )
     if not ours or not theirs:
         return None
+    used = _paired(ours, theirs)
+    first, second = [ours[seed] for seed in used["seeds"]], [theirs[seed] for seed in used["baseline_seeds"]]
+    return used | held_out.differences(first, second, level, paired=used["paired_seeds"])
+
+
+def _task_difference(
+    ours: Mapping[int, TaskResults],
+    theirs: Mapping[int, TaskResults],
+    groups: Mapping[str, Sequence[str]],
+    level: float,
+) -> dict[str, Any] | None:
+    if not ours or not theirs:
+        return None
+    used = _paired(ours, theirs)
+    first, second = [ours[seed] for seed in used["seeds"]], [theirs[seed] for seed in used["baseline_seeds"]]
+    return used | tasks.differences(first, second, groups, level, paired=used["paired_seeds"])
+
+
+def _answered(outcomes: Outcomes) -> dict[int, TaskResults]:
+    return {seed: outcome.tasks for seed, outcome in outcomes.items() if outcome.tasks is not None}
+
+
+def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[str, Any]:
+    """The seeds that both have; where they share none, all seeds of either."""
     shared = [seed for seed in ours if seed in theirs]
-    paired = bool(shared)
-    found = held_out.differences(
-        [ours[seed] for seed in (shared or ours)],
-        [theirs[seed] for seed in (shared or theirs)],
-        level,
-        paired=paired,
-    )
-    used = {
-        "paired_seeds": paired,
-        "seeds": shared if paired else list(ours),
-        "baseline_seeds": shared if paired else list(theirs),
+    return {
+        "paired_seeds": bool(shared),
+        "seeds": shared or list(ours),
+        "baseline_seeds": shared or list(theirs),
     }
-    return used | found
 
 
-def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds `p_holm` for the difference in bits per byte on all documents, as many tests as there are differences."""
-    per_byte = [row["all"]["bits_per_byte"] for row in rows]
-    adjusted = holm([None if of is None else of["p_value"] for of in per_byte])
-    for row, value in zip(rows, adjusted, strict=True):
-        row["p_holm"] = value
+def _adjust(rows: Collection[Mapping[str, Any]]) -> None:
+    """Adds `p_holm`, of three families: bits per byte on all documents, average of all tasks, every task of everyone.
+
+    As many tests as there are differences in each.
+    """
+    found = [row["difference"] for row in rows if row["difference"] is not None]
+    answered = [row["task_difference"] for row in rows if row["task_difference"] is not None]
+    everything = [of["averages"][tasks.ALL] for of in answered]
+    each = [task for of in answered for task in of["tasks"].values()]
+    for family, estimates in (
+        (found, [of["all"]["bits_per_byte"] for of in found]),
+        (everything, everything),
+        (each, each),
+    ):
+        adjusted = holm([None if of is None else of["p_value"] for of in estimates])
+        for row, value in zip(family, adjusted, strict=True):
+            row["p_holm"] = value
 
 
 def _selection(outcomes: Outcomes) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a run has come to, read from its finished steps: likelihoods of held-out documents, selection, training."""
+"""What a run has come to, from its finished steps: likelihoods of held-out documents, tasks, selection, training."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from qurating_jax.experiments.comparing.task_items import TaskResults, read_task_results, unique_keys
 from qurating_jax.experiments.records import RunRecord
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
@@ -53,7 +54,8 @@ class Outcome:
 
     Attributes:
         record: the run.
-        evaluated: None where there is no finished evaluation of one model.
+        evaluated: None where there is no finished evaluation of one model on held-out documents.
+        tasks: None where there is none of one model on tasks.
         selection: the content of `selection.json`; None where there is no finished selection.
         selected: the selection's directory.
         training: `parameters`, `num_steps`, `seen_tokens`, `final_loss` as far as they are known; None without a
@@ -63,6 +65,7 @@ class Outcome:
 
     record: RunRecord
     evaluated: Evaluated | None
+    tasks: TaskResults | None
     selection: Mapping[str, Any] | None
     selected: str
     training: Mapping[str, float] | None
@@ -93,7 +96,7 @@ def read_outcome(record: RunRecord) -> Outcome:
             missing.append(f"{stage} {stages[steps[0]][1]}")
         return None
 
-    evaluated = selection = training = None
+    evaluated = tasks = selection = training = None
     selected = finished(SELECTION)
     if selected is not None:
         selection = _read_selection(selected)
@@ -102,12 +105,12 @@ def read_outcome(record: RunRecord) -> Outcome:
         training = _read_training(trained)
     directory = finished(EVALUATION)
     if directory is not None:
-        evaluated = _read_evaluation(directory, missing)
+        evaluated, tasks = _read_evaluation(directory, missing)
     if not begun:
         missing.append("not begun")
     elif not missing and directory is None:
         missing.append(f"no step of {EVALUATION}")
-    return Outcome(record, evaluated, selection, selected or "", training, tuple(missing))
+    return Outcome(record, evaluated, tasks, selection, selected or "", training, tuple(missing))
 
 
 def _stage_of(directory: str) -> tuple[str, str]:
@@ -123,19 +126,22 @@ def _stage_of(directory: str) -> tuple[str, str]:
     return _KEY.sub("", directory.rstrip("/").rsplit("/", 1)[-1]), "not begun"
 
 
-def _read_evaluation(directory: str, missing: list[str]) -> Evaluated | None:
+def _read_evaluation(directory: str, missing: list[str]) -> tuple[Evaluated | None, TaskResults | None]:
     path = storage.join(directory, "eval.json")
     document = storage.read_json(path)
     try:
         names = document["names"]
         if len(names) != 1:
             missing.append(f"{EVALUATION} of {len(names)} models ({', '.join(names)}), one can be compared")
-            return None
+            return None, None
+        tasks = read_task_results(directory, names[0], document)
+        if tasks is not None and not document["models"]:
+            return None, tasks
         windows = {name: document[name] for name in WINDOWS}
         tokenizer = str(document["models"][names[0]]["tokenizer"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not written by `qurating {EVALUATION}` ({error}); run that command again") from None
-    return _read_documents(directory, tokenizer, windows)
+    return _read_documents(directory, tokenizer, windows), tasks
 
 
 def _read_documents(directory: str, tokenizer: str, windows: Mapping[str, Any]) -> Evaluated:
@@ -158,20 +164,8 @@ def _read_documents(directory: str, tokenizer: str, windows: Mapping[str, Any]) 
             ) from None
     domains = np.array(table["domain"].to_pylist(), dtype=object)
     return Evaluated(
-        directory, tokenizer, windows, _keys(table["id"].to_pylist()), domains, num_tokens, num_bytes, nats
+        directory, tokenizer, windows, unique_keys(table["id"].to_pylist()), domains, num_tokens, num_bytes, nats
     )
-
-
-def _keys(ids: list[str]) -> pa.Array:
-    """The ids; where one stands again, its place among its equals is added (the input's order is that of all runs)."""
-    if len(set(ids)) == len(ids):
-        return pa.array(ids, pa.string())
-    seen: dict[str, int] = {}
-    keys = []
-    for name in ids:
-        seen[name] = seen.get(name, 0) + 1
-        keys.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return pa.array(keys, pa.string())
 
 
 def _read_selection(directory: str) -> Mapping[str, Any]:

@@ -4,29 +4,28 @@ Numbers are never broken; names are, behind `_`, where the terminal is narrow. R
 is not compared, stand in the JSON alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qurating_jax.runtime import terminal
+from qurating_jax.experiments.comparing import cells, task_tables
 from qurating_jax.runtime.terminal import NOTHING, Name, add_row, table
 from qurating_jax.selection.explaining.show import figure, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_NAME_WIDTH, _INTERVAL_WIDTH, _RATING_WIDTH = 24, 20, 14  # characters that columns of these take, room between included
-_HEADING_WIDTH = 17  # of a domain or experiment above an interval
-_MOST_ACROSS = 12  # domains as columns, in several tables where the terminal is narrow; more are rows
-_MOST_DOMAINS = 40
+_RATING_WIDTH = 14  # characters that such a column takes, room between included
 _WHOLE_COUNT, _LARGE_COUNT = 1000, 1_000_000  # counts from here on have whole means; stand in millions or billions
 _MOST_MISSING = 20  # runs that are told of
 _SUFFIX = "_average"  # of rating columns (and of each of a sum of them); headings do without
 
 
 def tables(result: Mapping[str, Any]) -> "Iterator[Table]":
-    """All documents, domains, selections, trainings; each as far as there is something to show."""
+    """All documents, tasks, domains, selections, trainings; each as far as there is something to show."""
     experiments = result["experiments"]
-    yield _experiments(result)
+    if any(of["evaluation"] for of in experiments.values()) or not result["asked"]:
+        yield _experiments(result)
+    yield from task_tables.tables(result)
     if any(of["difference"] for of in experiments.values()):
         yield from _domains(result)
     if any(of["selection"] for of in experiments.values()):
@@ -46,6 +45,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         f"differences are less {baseline}, below 0 is better; \N{PLUS-MINUS SIGN} half of the interval; p is adjusted "
         "for all differences (Holm)"
     ]
+    if result["asked"]:
+        lines = [*(lines if result["windows"] else []), *task_tables.notes(result)]
     if windows := result["windows"]:
         lines.append(
             f"windows of up to {windows['context_tokens']} tokens, {windows['stride_tokens']} further each time, "
@@ -102,12 +103,13 @@ def _lonely(domains: Mapping[str, Any]) -> bool:
 
 
 def _experiments(result: Mapping[str, Any]) -> "Table":
-    """Held-out figures; bits per byte with intervals where there are no differences with them."""
+    """Held-out figures, bits per byte with intervals where there are no differences with them; the mean over tasks."""
     experiments = result["experiments"]
     compared = any(of["difference"] for of in experiments.values())
     made = table(
         f"Experiments, {result['level']:.0%} intervals, less {result['baseline']}",
-        "experiment", "seeds", "perplexity", "bits per\nbyte", "less\nbaseline", "p\n(Holm)", names=True,
+        "experiment", "seeds", "perplexity", "bits per\nbyte", "less\nbaseline", "p\n(Holm)",
+        *(["tasks,\n%"] if result["asked"] else []), names=True,
     )  # fmt: skip
     for name, of in experiments.items():
         everything = (of["evaluation"] or {}).get("all") or {}
@@ -116,11 +118,12 @@ def _experiments(result: Mapping[str, Any]) -> "Table":
         add_row(
             made,
             Name(name),
-            _seeds(of["evaluation"] or of),
-            _value(everything.get("perplexity"), 2),
-            _value(bits, 4) if compared else _interval(bits, 4),
-            _interval(difference and difference["all"]["bits_per_byte"], 4),
-            _p_value(difference.get("p_holm")),
+            cells.seeds(of["evaluation"] or of),
+            cells.value(everything.get("perplexity"), 2),
+            cells.value(bits, 4) if compared else cells.interval(bits, 4),
+            cells.interval(difference and difference["all"]["bits_per_byte"], 4),
+            cells.p_value(difference.get("p_holm")),
+            *([task_tables.average(of["tasks"])] if result["asked"] else []),
         )
     return made
 
@@ -131,25 +134,25 @@ def _domains(result: Mapping[str, Any]) -> "Iterator[Table]":
     domains = sorted({domain for of in compared.values() for domain in of["domains"]})
     title = f"Bits per byte less {result['baseline']}, by domain"
     mean = "mean of domains"
-    cells = {
-        name: {mean: _interval(of["macro"]["bits_per_byte"], 4)}
-        | {f"of {domain}": _interval(found.get("bits_per_byte"), 4) for domain, found in of["domains"].items()}
+    rows = {
+        name: {mean: cells.interval(of["macro"]["bits_per_byte"], 4)}
+        | {f"of {domain}": cells.interval(found.get("bits_per_byte"), 4) for domain, found in of["domains"].items()}
         for name, of in compared.items()
     }
-    if len(domains) <= _MOST_ACROSS:
-        for shown in _chunks([mean, *(f"of {domain}" for domain in domains)], list(cells), _INTERVAL_WIDTH):
-            made = table(title, "experiment", *(_heading(key.removeprefix("of ")) for key in shown), names=True)
-            for name, row in cells.items():
+    if len(domains) <= cells.MOST_ACROSS:
+        for shown in cells.chunks([mean, *(f"of {domain}" for domain in domains)], list(rows), cells.INTERVAL_WIDTH):
+            made = table(title, "experiment", *(cells.heading(key.removeprefix("of ")) for key in shown), names=True)
+            for name, row in rows.items():
                 add_row(made, Name(name), *(row.get(key, NOTHING) for key in shown))
             yield made
         return
-    for names in _chunks(list(compared), domains, _INTERVAL_WIDTH):
-        made = table(title, "domain", *map(_heading, names), names=True)
-        for domain in domains[:_MOST_DOMAINS]:
-            add_row(made, Name(domain), *(cells[name].get(f"of {domain}", NOTHING) for name in names))
-        if len(domains) > _MOST_DOMAINS:
-            add_row(made, Name(f"... {len(domains) - _MOST_DOMAINS:,} more"))
-        add_row(made, Name(mean), *(cells[name][mean] for name in names))
+    for names in cells.chunks(list(compared), domains, cells.INTERVAL_WIDTH):
+        made = table(title, "domain", *map(cells.heading, names), names=True)
+        for domain in domains[: cells.MOST_DOWN]:
+            add_row(made, Name(domain), *(rows[name].get(f"of {domain}", NOTHING) for name in names))
+        if len(domains) > cells.MOST_DOWN:
+            add_row(made, Name(f"... {len(domains) - cells.MOST_DOWN:,} more"))
+        add_row(made, Name(mean), *(rows[name][mean] for name in names))
         yield made
 
 
@@ -173,7 +176,7 @@ def _selections(experiments: Mapping[str, Any]) -> "Table":
 
 
 def _mean_ratings(experiments: Mapping[str, Any]) -> "Iterator[Table]":
-    for shown in _chunks(_ratings(experiments), list(experiments), _RATING_WIDTH):
+    for shown in cells.chunks(_ratings(experiments), list(experiments), _RATING_WIDTH):
         headings = [column.replace(_SUFFIX, "").replace("_", "\n") for column in shown]
         made = table("Mean ratings of the selected documents, means over seeds", "experiment", *headings, names=True)
         for name, of in experiments.items():
@@ -190,7 +193,7 @@ def _overlaps(result: Mapping[str, Any]) -> "Table":
         common = (of["selection"] or {}).get("overlap")
         if common:
             keys = ("common_documents", "common_tokens", "jaccard_documents", "jaccard_tokens")
-            add_row(made, Name(name), _seeds(common), *(_mean(common[key]) for key in keys))
+            add_row(made, Name(name), cells.seeds(common), *(_mean(common[key]) for key in keys))
     return made
 
 
@@ -200,19 +203,8 @@ def _trainings(experiments: Mapping[str, Any]) -> "Table":
     for name, of in experiments.items():
         if of["training"]:
             numbers = (of["training"][key] for key in ("parameters", "num_steps", "seen_tokens", "final_loss"))
-            add_row(made, Name(name), _seeds(of["training"]), *map(_mean, numbers))
+            add_row(made, Name(name), cells.seeds(of["training"]), *map(_mean, numbers))
     return made
-
-
-def _chunks(columns: Sequence[str], names: Sequence[str], each: int) -> list[Sequence[str]]:
-    """As many columns of a width side by side as find room beside the names of rows."""
-    beside = min(_NAME_WIDTH, 3 + max(map(len, names)))
-    number = max(1, (terminal.width() - beside) // each)
-    return [columns[start : start + number] for start in range(0, len(columns), number)]
-
-
-def _heading(name: str) -> str:
-    return "\n".join(terminal.lines_of(name, _HEADING_WIDTH))
 
 
 def _ratings(experiments: Mapping[str, Any]) -> list[str]:
@@ -221,10 +213,6 @@ def _ratings(experiments: Mapping[str, Any]) -> list[str]:
             column for of in experiments.values() for column in (of["selection"] or {"ratings": ()})["ratings"]
         )
     )
-
-
-def _seeds(of: Mapping[str, Any]) -> str:
-    return " ".join(map(str, of["seeds"]))
 
 
 def _mean(of: Mapping[str, float] | None) -> str:
@@ -241,18 +229,3 @@ def _mean(of: Mapping[str, float] | None) -> str:
 
 def _mean_share(of: Mapping[str, float] | None) -> str:
     return NOTHING if of is None else percent(of["mean"])
-
-
-def _value(of: Mapping[str, Any] | None, decimals: int) -> str:
-    return NOTHING if not of or of["value"] is None else f"{of['value']:.{decimals}f}"
-
-
-def _interval(of: Mapping[str, Any] | None, decimals: int) -> str:
-    """A value with half of its interval, which lies about it (a perplexity's does not)."""
-    if not of or of["value"] is None or of["low"] is None or of["high"] is None:
-        return _value(of, decimals)
-    return f"{of['value']:.{decimals}f} \N{PLUS-MINUS SIGN} {(of['high'] - of['low']) / 2:.{decimals}f}"
-
-
-def _p_value(value: float | None) -> str:
-    return NOTHING if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
