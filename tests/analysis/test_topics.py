@@ -208,3 +208,14 @@ def test_real_categories_are_recovered_better_than_by_chance(real_data, name, co
     score = sklearn.metrics.adjusted_rand_score(truth, found.labels)
     assert score > 0.3  # 0.42 and 0.45 were seen; chance gives 0
     assert abs(sklearn.metrics.adjusted_rand_score(np.random.default_rng(0).permutation(truth), found.labels)) < 0.05
+
+
+def test_terms_are_what_tells_a_topic_from_the_others():
+    """Words that every text has lead a centre, and say nothing about it."""
+    rng = np.random.default_rng(0)
+    kinds = [["river", "lake", "sea", "shore", "wave", "tide"], ["engine", "wheel", "gear", "brake", "fuel", "pump"]]
+    truth = rng.integers(0, 2, 200)
+    texts = [" ".join(["city", "house", *rng.choice(kinds[kind], 2, replace=False)]) for kind in truth]
+    found = find_topics(texts, num_topics=2, seed=0)
+    assert sklearn.metrics.adjusted_rand_score(truth, found.labels) > 0.95
+    assert sorted(sorted(terms[:6]) for terms in found.terms) == sorted(map(sorted, kinds))
