@@ -1,4 +1,4 @@
-"""Evaluate language models on held-out documents: perplexity and bits per byte by domain, with errors, side by side.
+"""Evaluate language models on held-out documents and on tasks, with errors, side by side.
 
 One process, on the devices that it sees; models go through one after another.
 """
@@ -17,8 +17,9 @@ from qurating_jax.runtime.manifest import Run
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
-    from qurating_jax.scoring.lm_evaluation import HeldOutTexts, Likelihoods
+    from qurating_jax.scoring.lm_evaluation import HeldOutTexts
     from qurating_jax.scoring.lm_sources import LmSource
+    from qurating_jax.scoring.tasks.evaluating import Asking
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,11 @@ class Config(StageConfig):
     context_tokens: int | None = option(None, "tokens of a window; null: the most that all models are made for")
     stride_tokens: int | None = option(None, "how far a window is from the one before; null: context_tokens - 1")
     bos: Literal["none", "eos"] = option("none", "a document's first token: given, or predicted after an EOS")
+    tasks: tuple[str, ...] = option((), "modern, paper, local, or names: paper_mmlu, local_piqa, the harness' own")
+    task_data: str | None = option(None, "folder of files that `local` tasks read", reads=True)
+    task_include: tuple[str, ...] = option((), "folders of your own task files; their code is run", reads=True)
+    task_limit: int | None = option(None, "only the first so many questions of each task: a try, not a result")
+    task_num_fewshot: int | None = option(None, "examples before a question; null: each task's own number")
     level: float = option(0.95, "level of the intervals")
     batch_tokens: int | None = option(None, "tokens per batch over all devices; null: what suits them", runtime=True)
     mesh: MeshShape = MeshShape()
@@ -51,57 +57,148 @@ class Config(StageConfig):
     def __post_init__(self) -> None:
         if self.context_tokens is not None and self.context_tokens < 2:
             raise ValueError("context_tokens must be at least 2: one token predicts nothing")
-        for name in ("stride_tokens", "max_documents", "batch_tokens"):
+        for name in ("stride_tokens", "max_documents", "batch_tokens", "task_limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"level is {self.level}; it must be between 0 and 1")
+        if self.task_num_fewshot is not None and self.task_num_fewshot < 0:
+            raise ValueError(f"task_num_fewshot is {self.task_num_fewshot}; it must be at least 0")
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Writes `eval.json` (see docs/eval_lm.md) and `documents.parquet`; prints the figures."""
+    """Writes `eval.json` (see docs/eval_lm.md, docs/evaluation.md) and the tables behind it; prints the figures."""
     from qurating_jax.data import documents
-    from qurating_jax.data.document_writers import write_table
-    from qurating_jax.runtime.terminal import show
-    from qurating_jax.scoring import lm_tables
-    from qurating_jax.scoring.lm_evaluation import documents_table, evaluation
+    from qurating_jax.scoring import lm_evaluation
     from qurating_jax.scoring.lm_sources import find_language_models
 
-    require(config, "model", "input")
-    files = documents.find_files(config.input)
+    require(config, "model", *([] if config.tasks else ["input"]))
+    files = documents.find_files(config.input) if config.input else []
     sources = find_language_models(
         config.model, revision=config.revision, tokenizer=config.tokenizer, context_tokens=config.context_tokens
     )
     context_tokens, stride_tokens = _windows(config, sources)
+    asking = _asking(config)
     inputs: dict[str, Any] = {
         "documents": manifest.input_digest(config.input, files),
         "models": [source.digest() for source in sources],
         "trained_on": [manifest.input_digest([place], []) for place in config.trained_on],
+        **({} if asking is None else {"tasks": dict(asking.digest)}),
     }
     if config.dry_run:
-        names = ", ".join(source.name for source in sources)
-        print(f"would evaluate {names} on the documents of {len(files)} file(s) into {config.output}")
-        return {"files": len(files), "models": [source.name for source in sources]}
+        return _say(config, sources, files, asking)
 
     with open_run(config, "eval-lm", inputs) as run:
         if run.state == "finished":
             return run.counts
-        texts, counts = _read(config, run, files, sources)
-        found = _evaluate(config, sources, texts, context_tokens, stride_tokens)
-        result = {
+        result: dict[str, Any] = {
             "context_tokens": context_tokens,
             "stride_tokens": stride_tokens,
             "bos": config.bos,
             "level": config.level,
-            "documents": counts,
-            **evaluation(texts, found, config.level),
+            "documents": {},
+            "names": [source.name for source in sources],
+            "baseline": sources[0].name,
+            **{"models": {}, "differences": {}},
         }
-        write_table(run.path("documents.parquet"), documents_table(texts, found))
+        if files:
+            result |= _held_out(config, run, files, sources, context_tokens, stride_tokens)
+        if asking is not None:
+            result["tasks"] = _tasks(config, run, asking, sources, context_tokens)
         storage.write_json(run.path("eval.json"), result)
-        show(lm_tables.tables(result), *lm_tables.notes(result))
-        counts |= {"models": _summary(result)}
+        asked = {} if asking is None else asking.counts()
+        counts = {**result["documents"], "models": lm_evaluation.summary(result), **asked}
+        _show(result)
         manifest.finish(run, counts)
         return counts
+
+
+def _asking(config: Config) -> "Asking | None":
+    """The tasks with their data; None where none are asked."""
+    if not config.tasks:
+        if config.task_data or config.task_include:
+            raise UsageError("--task_data and --task_include say where --tasks are; give --tasks too")
+        return None
+    from qurating_jax.scoring.tasks.evaluating import prepare
+
+    if config.task_data is None and any(entry.partition("_")[0] == "local" for entry in config.tasks):
+        raise UsageError("--tasks local reads a folder of files; name it with --task_data")
+    return prepare(
+        config.tasks,
+        folder=config.task_data,
+        include=config.task_include,
+        limit=config.task_limit,
+        num_fewshot=config.task_num_fewshot,
+        seed=config.seed,
+    )
+
+
+def _say(config: Config, sources: "list[LmSource]", files: list[str], asking: "Asking | None") -> dict[str, Any]:
+    """What would be done."""
+    names = ", ".join(source.name for source in sources)
+    on = [f"the documents of {len(files)} file(s)"] if files else []
+    counts: dict[str, Any] = {"files": len(files), "models": [source.name for source in sources]}
+    if asking is not None:
+        counts |= asking.counts()
+        on.append(f"{counts['tasks']} task(s) of {counts['task_items']:,} items, {counts['task_requests']:,} requests")
+        print("\n".join(asking.described()))
+    print(f"would evaluate {names} on {' and '.join(on)} into {config.output}")
+    return counts
+
+
+def _held_out(
+    config: Config, run: Run, files: list[str], sources: "list[LmSource]", context_tokens: int, stride_tokens: int
+) -> dict[str, Any]:
+    """The part of `eval.json` about documents; writes `documents.parquet`."""
+    from qurating_jax.data.document_writers import write_table
+    from qurating_jax.scoring.lm_evaluation import documents_table, evaluation, likelihoods_of_all
+
+    texts, counts = _read(config, run, files, sources)
+    found = likelihoods_of_all(
+        sources,
+        texts,
+        mesh_shape=config.mesh,
+        compute=config.compute,
+        context_tokens=context_tokens,
+        stride_tokens=stride_tokens,
+        batch_tokens=config.batch_tokens,
+    )
+    write_table(run.path("documents.parquet"), documents_table(texts, found))
+    return {"documents": counts, **evaluation(texts, found, config.level)}
+
+
+def _tasks(
+    config: Config, run: Run, asking: "Asking", sources: "list[LmSource]", context_tokens: int
+) -> dict[str, Any]:
+    """`tasks` of the `eval.json`; writes `task_items.parquet` and `harness/`."""
+    from qurating_jax.data.document_writers import write_table
+    from qurating_jax.scoring.tasks.evaluating import evaluate_tasks
+
+    result, items = evaluate_tasks(
+        asking,
+        sources,
+        tokenizer=config.tokenizer,
+        context_tokens=context_tokens,
+        compute=config.compute,
+        mesh_shape=config.mesh,
+        batch_tokens=config.batch_tokens,
+        output=run.output,
+        level=config.level,
+    )
+    write_table(run.path("task_items.parquet"), items)
+    return result
+
+
+def _show(result: dict[str, Any]) -> None:
+    from qurating_jax.runtime.terminal import show
+    from qurating_jax.scoring import lm_tables
+    from qurating_jax.scoring.tasks import task_tables
+
+    if result["models"]:
+        show(lm_tables.tables(result), *lm_tables.notes(result))
+    if "tasks" in result:
+        of = result["tasks"]
+        show(task_tables.tables(of, result["names"]), *task_tables.notes(of, result["names"]))
 
 
 def _windows(config: Config, sources: "list[LmSource]") -> tuple[int, int]:
@@ -151,45 +248,3 @@ def _read(
     }
     log.info("eval-lm: %(documents)d documents of %(domains)d domains, %(trained_on)d left out as trained on", counts)
     return texts, counts
-
-
-def _evaluate(
-    config: Config, sources: "list[LmSource]", texts: "HeldOutTexts", context_tokens: int, stride_tokens: int
-) -> "list[Likelihoods]":
-    """All models, one after another: of each only the likelihoods stay."""
-    from qurating_jax.method.perplexity import strided_spans
-    from qurating_jax.parallel.compilation import keep_compilations
-    from qurating_jax.parallel.mesh import make_mesh
-    from qurating_jax.runtime.progress import progress
-    from qurating_jax.scoring.lm_evaluation import likelihoods
-
-    keep_compilations()
-    mesh = make_mesh(config.mesh)
-    to_read = {
-        identity: int(strided_spans(found.num_tokens, context_tokens - 1, stride_tokens)[2].sum())
-        for identity, found in texts.tokenized.items()
-    }
-    found = []
-    with progress("eval-lm", sum(to_read[source.tokenizer.identity] for source in sources), "tokens") as advance:
-        for source in sources:
-            model = source.load(
-                mesh, compute=config.compute, context_tokens=context_tokens, batch_tokens=config.batch_tokens
-            )
-            one = likelihoods(source, model, texts, stride_tokens=stride_tokens, on_done=advance)
-            del model  # before the next one's weights are read
-            found.append(one)
-            per_token = one.nats.sum() / max(one.num_tokens.sum(), 1)
-            log.info("eval-lm: %s (%d of %d): %.4f nats/token", source.name, len(found), len(sources), per_token)
-    return found
-
-
-def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of each model: the figures on all documents."""
-    return {
-        name: {
-            "tokens": of["all"]["num_tokens"],
-            "perplexity": of["all"]["perplexity"]["value"],
-            "bits_per_byte": of["all"]["bits_per_byte"]["value"],
-        }
-        for name, of in result["models"].items()
-    }

@@ -3,6 +3,7 @@
 What a model needs of the documents is token ids, 4 bytes each, held in memory for each tokenizer; texts are not kept.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,20 @@ from numpy.typing import NDArray
 
 from qurating_jax.data.documents import Document, get_field
 from qurating_jax.data.tokenizer import TextTokenizer
-from qurating_jax.method.perplexity import Estimate, mean_of, ratio, ratio_difference, share_below
+from qurating_jax.method.perplexity import (
+    Estimate,
+    mean_of,
+    ratio,
+    ratio_difference,
+    share_below,
+    strided_spans,
+)
+from qurating_jax.models.config import ComputeConfig
+from qurating_jax.parallel.compilation import keep_compilations
+from qurating_jax.parallel.mesh import make_mesh
+from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.progress import progress
 from qurating_jax.scoring.likelihood import LanguageModel, predicted_bytes
 from qurating_jax.scoring.lm_sources import LmSource
 
@@ -25,6 +38,8 @@ _MAX_SHAPES = 4  # programs to compile; more would fill batches better in longer
 _NO_DOMAIN = "unknown"
 
 Ints = NDArray[np.int64]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +143,35 @@ def likelihoods(
     return Likelihoods(source, num_tokens, found.num_bytes, nats)
 
 
+def likelihoods_of_all(
+    sources: Sequence[LmSource],
+    texts: HeldOutTexts,
+    *,
+    mesh_shape: MeshShape,
+    compute: ComputeConfig,
+    context_tokens: int,
+    stride_tokens: int,
+    batch_tokens: int | None,
+) -> list[Likelihoods]:
+    """All models, one after another: of each only the likelihoods stay. Arguments as the options of eval-lm say."""
+    keep_compilations()
+    mesh = make_mesh(mesh_shape)
+    to_read = {
+        identity: int(strided_spans(found.num_tokens, context_tokens - 1, stride_tokens)[2].sum())
+        for identity, found in texts.tokenized.items()
+    }
+    found = []
+    with progress("eval-lm", sum(to_read[source.tokenizer.identity] for source in sources), "tokens") as advance:
+        for source in sources:
+            model = source.load(mesh, compute=compute, context_tokens=context_tokens, batch_tokens=batch_tokens)
+            one = likelihoods(source, model, texts, stride_tokens=stride_tokens, on_done=advance)
+            del model  # before the next one's weights are read
+            found.append(one)
+            per_token = one.nats.sum() / max(one.num_tokens.sum(), 1)
+            log.info("eval-lm: %s (%d of %d): %.4f nats/token", source.name, len(found), len(sources), per_token)
+    return found
+
+
 def documents_table(texts: HeldOutTexts, found: Sequence[Likelihoods]) -> pa.Table:
     """A row per model and document, in the order of the models and of the input."""
     n = len(texts.ids)
@@ -159,6 +203,18 @@ def evaluation(texts: HeldOutTexts, found: Sequence[Likelihoods], level: float) 
         "baseline": first.source.name,
         "models": {one.source.name: _model(one, parts, level) for one in found},
         "differences": {one.source.name: _differences(one, first, parts, level) for one in found[1:]},
+    }
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of each model of an eval.json: the figures on all documents."""
+    return {
+        name: {
+            "tokens": of["all"]["num_tokens"],
+            "perplexity": of["all"]["perplexity"]["value"],
+            "bits_per_byte": of["all"]["bits_per_byte"]["value"],
+        }
+        for name, of in result["models"].items()
     }
 
 
