@@ -48,6 +48,7 @@ class TextTokenizer:
         identity: hex sha256 of all that decides the ids of a text; equal for the same tokenizer from a file, a
             directory or the hub, whatever its padding, truncation and template for special tokens.
         eos_id: id of the end-of-text token; None where the tokenizer has none.
+        bos_id: id of the token that its settings name for a text's beginning; None where they name none.
         vocab_size: the largest id plus one.
         source: where it was loaded from.
     """
@@ -69,6 +70,8 @@ class TextTokenizer:
         self.identity = _identity(self._tokenizer)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_id = self._find_eos()
+        bos = _content(self._settings.get("bos_token"))
+        self.bos_id = None if bos is None else self._tokenizer.token_to_id(bos)
 
     @property
     def backend(self) -> "Tokenizer":

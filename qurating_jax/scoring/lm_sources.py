@@ -65,14 +65,21 @@ class LmSource:
         self, mesh: Mesh, *, compute: ComputeConfig, context_tokens: int, batch_tokens: int | None
     ) -> LanguageModel:
         """The model on its devices."""
-        if self.step is None:
-            params = hf.load(self.directory, mesh, dtype=compute.dtype)
-        else:
-            target = _abstract(self.config, mesh, compute.dtype)
-            params, _, _ = restore_params(self.directory, lambda _: target, self.step)
         return LanguageModel.build(
-            params, self.config, mesh, compute=compute, context_tokens=context_tokens, batch_tokens=batch_tokens
+            self.params(mesh, compute.dtype),
+            self.config,
+            mesh,
+            compute=compute,
+            context_tokens=context_tokens,
+            batch_tokens=batch_tokens,
         )
+
+    def params(self, mesh: Mesh, dtype: str) -> Params:
+        """Its weights in their shards."""
+        if self.step is None:
+            return hf.load(self.directory, mesh, dtype=dtype)
+        target = _abstract(self.config, mesh, dtype)
+        return restore_params(self.directory, lambda _: target, self.step)[0]
 
 
 def find_language_models(
