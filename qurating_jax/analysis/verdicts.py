@@ -1,0 +1,251 @@
+"""The audit in plain words: a question, a verdict and the sentence that says why, for each criterion.
+
+Thresholds, and why (docs/analysis.md argues them at length):
+
+- R^2 of domain, topic or length alone: a half means that what is ordered is for the most part that; a fifth is a
+  correlation of 0.45, which shows in every figure of a selection.
+- Share of a top-k selection that a control changes: where ratings are normal, a tenth is selected and R^2 is 0.2 or
+  0.5, a third or a half of it changes; so both questions have about the same bounds.
+- Pair accuracy on confident judgments: guessing gets 0.5; length or Flesch's formula get about 0.6 on real judgments,
+  so what does not pass 0.6 says little; the released rater is above 0.9. From 0.75 three of four pairs are right.
+- Rank correlation with a label: below 0.1 nothing useful, from 0.3 the order is visible to the eye.
+- Share of pairs of documents with equal ratings: grades of 1 to 10 leave a tenth or more of all pairs undecided.
+
+A verdict holds at the end of the interval that speaks against it: `passes` needs the whole interval on the good side,
+`fails` the whole of it on the bad side. In between is `caution`. `unknown`: too few documents, or an interval that
+reaches from one side to the other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qurating_jax.analysis.agreement import DOMAIN, JUDGMENTS, PAIR_ACCURACY, POOLED, SPEARMAN
+from qurating_jax.analysis.audited import LEAST_DOCUMENTS, Floats
+from qurating_jax.analysis.explained import ALONE
+
+PASSES, CAUTION, FAILS, UNKNOWN = "passes", "caution", "fails", "unknown"
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("criterion", "question", "verdict")]
+    + [("value", pa.float64()), ("threshold", pa.float64()), ("because", pa.string())]
+)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where a figure is good and where it is bad; between them lies caution.
+
+    Attributes:
+        good: below it (above it, where more is better) a figure passes.
+        bad: from it on (below it) a figure fails.
+        chance: where more is better, what guessing gets: a figure whose interval holds it fails.
+    """
+
+    good: float
+    bad: float
+    chance: float | None = None
+
+    @property
+    def more_is_better(self) -> bool:
+        """Which way is up."""
+        return self.good > self.bad
+
+
+EXPLAINED = Bounds(good=0.2, bad=0.5)
+CHANGED = Bounds(good=1 / 3, bad=0.5)
+ACCURACY = Bounds(good=0.75, bad=0.6, chance=0.5)
+CORRELATION = Bounds(good=0.3, bad=0.1, chance=0.0)
+EQUAL = Bounds(good=0.01, bad=0.1)
+MARGIN = 0.5  # of the judgments that accuracy is looked at
+FEW_PAIRS = 100  # below, guessing and knowing cannot be told apart: unknown, not a failure
+
+
+def verdict_rows(
+    criterion: str,
+    rating: Floats,
+    explained: Sequence[Row],
+    agreement: Sequence[Row],
+    selection: Sequence[Row],
+    *,
+    labels: Sequence[str],
+    judged: bool,
+) -> list[dict[str, Any]]:
+    """Rows of `SCHEMA` for one criterion.
+
+    Args:
+        criterion: its name.
+        rating: float64 [n], NaN where a document has none.
+        explained, agreement, selection: the rows of the other tables on this criterion.
+        labels: names of the labels that were given.
+        judged: whether judgments were.
+    """
+    known = rating[~np.isnan(rating)]
+    why_not = ""
+    if known.size < LEAST_DOCUMENTS:
+        why_not = f"{_count(known.size, 'document')} with a rating; {LEAST_DOCUMENTS} are needed to say anything"
+    elif (known == known[0]).all():
+        why_not = f"all {known.size:,} ratings are equal"
+    rows = [("Are there enough different values?", _ties(known))]
+    for name in ("length", "domain", "topic"):
+        rows.append((f"Is it {name} in disguise?", _disguise(name, explained, why_not)))
+    for name in ("length", "domain", "topic"):
+        rows.append((f"Does its selection survive control for {name}?", _survival(name, selection, why_not)))
+    if judged:
+        rows += _questions(JUDGMENTS, PAIR_ACCURACY, ACCURACY, agreement, why_not)
+    for label in labels:
+        rows += _questions(label, SPEARMAN, CORRELATION, agreement, why_not)
+    if not judged and not labels:
+        rows.append(("Does it agree with labels?", _Finding(UNKNOWN, "neither judgments nor labels were given")))
+    return [
+        {
+            "criterion": criterion,
+            "question": question,
+            "verdict": found.verdict,
+            "value": found.value,
+            "threshold": found.threshold,
+            "because": found.because,
+        }
+        for question, found in rows
+    ]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    verdict: str
+    because: str
+    value: float | None = None
+    threshold: float | None = None
+
+
+def verdict(low: float, high: float, bounds: Bounds) -> str:
+    """What an interval says: see the top of the file.
+
+    Args:
+        low, high: its ends.
+        bounds: of the figure.
+    """
+    if bounds.more_is_better:
+        passes, good, bad = low >= bounds.good, high >= bounds.good, low < bounds.bad
+        fails = high < bounds.bad or (bounds.chance is not None and low <= bounds.chance)
+    else:
+        passes, good, bad = high < bounds.good, low < bounds.good, high >= bounds.bad
+        fails = low >= bounds.bad
+    if passes or fails:
+        return PASSES if passes else FAILS
+    return UNKNOWN if good and bad else CAUTION
+
+
+def _judged(row: Row, value: str, bounds: Bounds, what: str, of: str) -> _Finding:
+    """The verdict on a figure with an interval, and the sentence."""
+    figure, low, high = row[value], row["low"], row["high"]
+    if figure is None or low is None or high is None:
+        return _Finding(UNKNOWN, f"{what} is not defined for {of}", figure)
+    found = verdict(low, high, bounds)
+    good, bad = f"{bounds.good:.2f}", f"{bounds.bad:.2f}"
+    if bounds.more_is_better:
+        good, bad = f"{good} or more", f"below {bad}"
+    else:
+        good, bad = f"below {good}", f"{bad} or more"
+    threshold = bounds.bad if found == FAILS else bounds.good
+    if found == PASSES:
+        why = f"all of that interval is {good}"
+    elif found == FAILS and bounds.chance is not None and low <= bounds.chance:
+        threshold = bounds.chance
+        why = f"guessing gets {bounds.chance:g}, and it is not shown to be above that"
+    elif found == FAILS:
+        why = f"all of that interval is {bad}"
+    elif found == UNKNOWN:
+        why = f"the interval reaches from {good} (it would pass) to {bad} (it would fail): more of them would tell"
+    else:
+        why = f"it passes where all of the interval is {good}, and fails where all of it is {bad}"
+    return _Finding(found, f"{what} is {figure:.3f} ({low:.3f} to {high:.3f}) for {of}; {why}", figure, threshold)
+
+
+def _ties(known: Floats) -> _Finding:
+    """Whether the rating tells documents apart: the share of pairs with equal ratings."""
+    if known.size < LEAST_DOCUMENTS:
+        return _Finding(UNKNOWN, f"{_count(known.size, 'document')} with a rating; {LEAST_DOCUMENTS} are needed")
+    counts = np.unique(known, return_counts=True)[1].astype(np.float64)
+    share = float((counts * (counts - 1.0)).sum() / (known.size * (known.size - 1.0)))
+    found = verdict(share, share, EQUAL)
+    because = (
+        f"{_count(counts.size, 'different value')} of {known.size:,} documents leave {share:.1%} of all pairs equal; "
+    )
+    because += f"{EQUAL.good:.0%} is the most that passes, from {EQUAL.bad:.0%} on it fails"
+    return _Finding(found, because, share, EQUAL.bad if found == FAILS else EQUAL.good)
+
+
+def _disguise(name: str, explained: Sequence[Row], why_not: str) -> _Finding:
+    row = next((row for row in explained if row["by"] == name and row["kind"] == ALONE), None)
+    if row is None:
+        return _Finding(UNKNOWN, why_not or _does_not_vary(name))
+    of = f"{row['num_documents']:,} {'sampled ' if name == 'topic' else ''}documents"
+    return _judged(row, "r2", EXPLAINED, f"R\N{SUPERSCRIPT TWO} of {name} alone", of)
+
+
+def _survival(name: str, selection: Sequence[Row], why_not: str) -> _Finding:
+    row = next((row for row in selection if row["controlled"] == name and row["strategy"] == "top_k"), None)
+    if row is None:
+        return _Finding(UNKNOWN, why_not or _does_not_vary(name))
+    of = f"the {row['num_selected']:,} best of {row['num_documents']:,} documents"
+    found = _judged(row, "share_changed", CHANGED, f"the share of tokens that changes without what {name} predicts", of)
+    drawn = next((one for one in selection if one["controlled"] == name and one["strategy"] != "top_k"), None)
+    if drawn is None:
+        return found
+    beside = (
+        f"; drawn at temperature {drawn['temperature']:g} it is {drawn['share_changed']:.3f}, where another seed "
+        f"changes {drawn['floor']:.3f} and leaving the rating out {drawn['without_rating']:.3f}"
+    )
+    return replace(found, because=found.because + beside)
+
+
+def _does_not_vary(name: str) -> str:
+    return {
+        "domain": "all documents are of one domain",
+        "length": "all documents have the same length",
+        "topic": "no topics are known, or there is one topic only",
+    }[name]
+
+
+def _questions(
+    source: str, measure: str, bounds: Bounds, agreement: Sequence[Row], why_not: str
+) -> list[tuple[str, _Finding]]:
+    """Whether it agrees with a source, over all and within domains."""
+    title, does = (
+        ("the judgments", "the judgments do") if measure == PAIR_ACCURACY else (f"`{source}`", f"`{source}` does")
+    )
+    whole = [
+        row
+        for row in agreement
+        if (row["source"], row["measure"], row["part"]) == (source, measure, "") and row["margin"] in (None, MARGIN)
+    ]
+    pooled, within = (next((row for row in whole if row["within"] == place), None) for place in (POOLED, DOMAIN))
+    of = "confident pairs" if measure == PAIR_ACCURACY else "documents with both"
+    found = _agrees(pooled, bounds, of, why_not)
+    inside = _agrees(within, bounds, f"{of} within domains" if measure == SPEARMAN else f"{of} of one domain", why_not)
+    if pooled is not None and inside.verdict != UNKNOWN:
+        inside = replace(inside, because=f"{inside.because}; over all domains it is {pooled['value']:.3f}")
+    return [(f"Does it agree with {title}?", found), (f"Does it order texts within a domain as {does}?", inside)]
+
+
+def _agrees(row: Row | None, bounds: Bounds, of: str, why_not: str) -> _Finding:
+    if row is None:
+        return _Finding(UNKNOWN, why_not or f"too few {of}, or only one value among them")
+    of = f"{row['num']:,} {of}" + (f" ({row['pairs']})" if row["pairs"] else "")
+    if row["num"] < LEAST_DOCUMENTS:
+        return _Finding(UNKNOWN, f"{of}; {LEAST_DOCUMENTS} are needed to say anything", row["value"])
+    what = "the rank correlation" if row["measure"] == SPEARMAN else "the share of pairs ordered as the judge does"
+    found = _judged(row, "value", bounds, what, of)
+    if found.verdict == FAILS and row["num"] < FEW_PAIRS and row["high"] >= bounds.bad:
+        return replace(found, verdict=UNKNOWN, because=f"{found.because}; {FEW_PAIRS} or more could show it")
+    return found
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
