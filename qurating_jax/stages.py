@@ -67,6 +67,7 @@ STAGES: dict[str, Stage] = {
     "eval-lm": Stage("eval_lm", "language models + documents -> held-out perplexity by domain, compared"),
     "compare": Stage("compare", "runs of experiments -> one table: perplexity, tasks, selections, over seeds"),
     "run": Stage("run", "experiment files -> all their stages, shared ones once; the same command resumes"),
+    "analyze": Stage("analyze", "rated documents -> what ratings do: spread, correlations, topics, bias, audit"),
     "report": Stage("report", "finished stages -> one readable page"),
     "fetch": Stage("fetch", "published raters, judgments, rated corpora and language models, by name"),
     "convert": Stage("convert", "weights: Hugging Face directory <-> Orbax checkpoint"),

@@ -100,8 +100,9 @@ def correlated(
 def binned(ratings: Mapping[str, Floats], covariates: Mapping[str, Floats], level: float) -> pa.Table:
     """Mean rating by tenth of each covariate, with Student's t intervals; arguments as in `correlated`.
 
-    Edges are the covariate's deciles (Hyndman and Fan 1996, type 7); equal ones make one bin, so that a covariate
-    that is 0 almost everywhere has few bins. A bin holds its lower edge, the last one its upper edge too.
+    Edges are the covariate's deciles (Hyndman and Fan 1996, type 7). Where more than a tenth of the documents have the
+    least value, as of a share that is mostly 0, these are a bin of their own, and the others are cut into as many
+    equal parts as they are tenths. A bin holds its lower edge, the last one its upper edge too.
     """
     rows = []
     for criterion, rating in ratings.items():
@@ -114,17 +115,26 @@ def binned(ratings: Mapping[str, Floats], covariates: Mapping[str, Floats], leve
 
 
 def _bins(rating: Floats, values: Floats, level: float) -> Iterator[tuple[int, dict[str, float | int | None]]]:
-    edges = np.unique(np.quantile(values, np.linspace(0.0, 1.0, NUM_BINS + 1)))
-    edges = np.repeat(edges, 2) if len(edges) == 1 else edges
-    members = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    found = moments(rating, members, len(edges) - 1)
+    least = values.min()
+    others = values[values > least]
+    first = int(len(others) < 0.9 * len(values))  # a bin of the least value alone comes first
+    lows, highs = np.full(first, least), np.full(first, least)
+    members = np.zeros(len(values), np.int64)
+    if len(others):
+        num_bins = max(round(NUM_BINS * len(others) / len(values)), 1) if first else NUM_BINS
+        edges = np.unique(np.quantile(others if first else values, np.linspace(0.0, 1.0, num_bins + 1)))
+        edges = np.repeat(edges, 2) if len(edges) == 1 else edges
+        places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+        members = np.where(values > least, places + first, 0)
+        lows, highs = np.append(lows, edges[:-1]), np.append(highs, edges[1:])
+    found = moments(rating, members, len(lows))
     low, high = found.interval(level)
-    for place in range(len(edges) - 1):
+    for place in range(len(lows)):
         yield (
             place,
             {
-                "low": float(edges[place]),
-                "high": float(edges[place + 1]),
+                "low": float(lows[place]),
+                "high": float(highs[place]),
                 "num_documents": int(found.count[place]),
                 "mean": nullable(found.mean[place]),
                 "mean_low": nullable(low[place]),

@@ -17,7 +17,7 @@ FILES = sorted(path for path in REPOSITORY.glob("configs/*/*.yaml") if path.pare
 STAGE_OF_FOLDER = {stage.module: name for name, stage in command.STAGES.items()} | {"select": "select"}
 CHAIN = (
     "corpus", "split", "train_tokenizer", "judge", "train_rater", "combine_raters", "eval_rater", "annotate", "select",
-    "tokenize", "train_lm", "eval_lm", "convert", "report", "doctor",
+    "tokenize", "train_lm", "eval_lm", "convert", "analyze", "report", "doctor",
 )  # fmt: skip
 
 

@@ -1,0 +1,169 @@
+"""What an analysis reads: rated documents, selections among them, judged pairs with a rater's scores."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from qurating_jax.analysis import sample as sampling
+from qurating_jax.analysis.corpus import Corpus, read_corpus
+from qurating_jax.analysis.inputs import Plan
+from qurating_jax.analysis.judged import JudgedPairs, texts_to_score, with_ratings
+from qurating_jax.analysis.judged_files import read_judged
+from qurating_jax.analysis.sample import Sample
+from qurating_jax.analysis.tables import ChosenDocuments
+from qurating_jax.data.parts import cut_parts
+from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.progress import progress
+from qurating_jax.scoring.rater import Rater
+from qurating_jax.selection.explaining.overlap import read_chosen
+from qurating_jax.selection.keys.source import SelectionSource
+
+_EXPLANATION = "selection.json"
+_AVERAGE = "_average"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How documents are read, see `qurating analyze --help`."""
+
+    text_field: str
+    id_field: str
+    on_bad_row: Literal["error", "skip"]
+    max_documents: int
+    max_characters: int
+    rows_per_part: int
+    bytes_per_part: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class RatedDocuments:
+    """All documents, the sample of them with texts, and how many have a rating."""
+
+    corpus: Corpus
+    sample: Sample
+    num_rated: int
+
+
+def read_rated(plan: Plan, files: Sequence[str], side_files: Sequence[str], options: ReadOptions) -> RatedDocuments:
+    """Reads numbers of all documents, then the texts of those with a rating that the sample draws.
+
+    Args:
+        plan: which columns.
+        files: of the documents.
+        side_files: of scores, joined by id.
+        options: see there.
+
+    Raises:
+        UserError: what `read_corpus` and `read_sample` raise.
+    """
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_open(files, options))
+        with progress("analyze: numbers", source.parts.num_rows, "documents") as advance:
+            corpus = read_corpus(source, plan.documents, advance)
+        side = None
+        if side_files:
+            side = stack.enter_context(_open(side_files, options))
+            beside = read_corpus(side, plan.scores)
+            corpus = _join(corpus, beside, has_tokens=bool(plan.scores.tokens))
+        rated = np.zeros(len(corpus), bool)
+        for column in plan.columns.values():
+            rated |= ~np.isnan(corpus.numbers[column])
+        rows = sampling.draw(corpus.hashes, rated, options.max_documents, options.seed)
+        log.info("analyze: %d documents, %d rated, texts of %d", len(corpus), rated.sum(), len(rows))
+        with progress("analyze: texts", len(rows), "documents") as advance:
+            sample = sampling.read_sample(
+                source,
+                corpus,
+                rows,
+                text_field=options.text_field,
+                criteria=plan.criteria,
+                most_characters=options.max_characters,
+                on_read=advance,
+            )
+        if side is not None:
+            sample = sampling.with_windows(sample, side, beside, corpus.hashes[rows])
+    return RatedDocuments(corpus, sample, int(rated.sum()))
+
+
+def read_selections(places: Mapping[str, str], corpus: Corpus) -> tuple[dict[str, ChosenDocuments], list[str]]:
+    """Selections as rows of the corpus, and notes on documents that are not among its.
+
+    Raises:
+        UserError: no finished selection, or one that shares no document with the corpus.
+    """
+    found, notes = {}, []
+    for name, place in places.items():
+        rows = corpus.rows_of(read_chosen(place, name=name).hashes)
+        missing = int((rows < 0).sum())
+        if missing == len(rows) and len(rows):
+            raise UserError(f"{place}: none of its {missing:,} documents is among the rated ones; name their selection")
+        if missing:
+            notes.append(f"selection {name}: {missing:,} of its {len(rows):,} documents are not among the rated ones.")
+        settings = _settings(place)
+        rating = [str(column).partition("=")[0].removesuffix(_AVERAGE) for column in settings.get("rating") or []]
+        found[name] = ChosenDocuments(
+            rows=np.sort(rows[rows >= 0]),
+            strategy=str(settings.get("strategy") or ""),
+            temperature=settings.get("temperature"),
+            criterion=rating[0] if len(rating) == 1 and settings.get("strategy") != "uniform" else "",
+        )
+    return found, notes
+
+
+def read_judged_pairs(
+    judgments: Sequence[str], rater: str, criteria: Sequence[str], *, num_pairs: int, seed: int
+) -> JudgedPairs | None:
+    """Judged pairs of the criteria with the rater's probabilities; None where there are none to read.
+
+    Raises:
+        UserError: judgments or a rater that cannot be read.
+    """
+    if not judgments or not num_pairs:
+        return None
+    judged = read_judged(judgments, rater=rater or None, num_pairs=num_pairs, seed=seed)
+    if not rater:
+        return judged
+    texts = texts_to_score(judged)
+    loaded = Rater.load(manifest.exported(rater, *manifest.RATER_STAGES))
+    log.info("analyze: the rater scores %d judged texts", len(texts))
+    with progress("analyze: judged texts", len(texts), "texts") as advance:
+        scores = loaded.rate(texts, advance).averages
+    return with_ratings(judged, {name: scores[:, place] for place, name in enumerate(loaded.criteria)})
+
+
+def _open(files: Sequence[str], options: ReadOptions) -> SelectionSource:
+    parts = cut_parts(files, max_rows=options.rows_per_part, max_bytes=options.bytes_per_part)
+    return SelectionSource(
+        files, parts, text_field=options.text_field, id_field=options.id_field, on_bad_row=options.on_bad_row
+    )
+
+
+def _join(corpus: Corpus, beside: Corpus, *, has_tokens: bool) -> Corpus:
+    """The corpus with the numbers of files of scores, NaN where these lack a document."""
+    if beside.num_differing:
+        raise UserError(f"{beside.num_differing:,} ids stand twice in the files of scores, with different scores")
+    places = beside.rows_of(corpus.hashes)
+    known = places >= 0
+    numbers = dict(corpus.numbers)
+    for name, values in beside.numbers.items():
+        numbers[name] = np.where(known, values[places] if len(values) else np.nan, np.nan)
+    tokens = corpus.tokens
+    if has_tokens and len(beside):
+        tokens = np.where(known, beside.tokens[places], 0)
+    return dataclasses.replace(corpus, numbers=numbers, tokens=tokens)
+
+
+def _settings(place: str) -> Mapping[str, Any]:
+    directory = place.rpartition("/")[0] if place.endswith(".parquet") else place
+    path = storage.join(directory, _EXPLANATION)
+    document = storage.read_json(path) if storage.exists(path) else {}
+    return document.get("settings") or {} if isinstance(document, dict) else {}
