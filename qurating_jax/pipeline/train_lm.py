@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qurating_jax.runtime import manifest
+from qurating_jax.runtime import manifest, tracking
 from qurating_jax.stage import StageConfig, open_run, require, require_checkpoint_store
 from qurating_jax.training.lm_options import LmOptions
 
@@ -30,6 +30,7 @@ def main(config: Config) -> dict[str, Any]:
 
     require(config, "tokens")
     require_checkpoint_store(config)
+    tracking.require_trackers(config.tracking)
     distributed.initialize(config.distributed)
     sets = open_token_sets(config.tokens)
     order = lm_fit.row_order(config, config.seed, sets)
@@ -53,9 +54,13 @@ def main(config: Config) -> dict[str, Any]:
         if run.state == "finished":
             return run.counts
         _say_what_is_done(config, base, counts)
-        trained = lm_fit.fit_lm(
-            config, config.seed, base, sets, order, builder, validation=validation, mesh=mesh, directory=run.output
+        tracked = tracking.of_run(
+            run, config.tracking, directory=config.tracking_directory, project=config.tracking_project
         )
+        trained = lm_fit.fit_lm(
+            config, config.seed, base, sets, order, builder,
+            validation=validation, mesh=mesh, directory=run.output, tracking=tracked,
+        )  # fmt: skip
         export(run.path("hf"), trained.params, base.config, load_tokenizer(sets.tokenizer_directory))
         counts |= {"seen_tokens": trained.seen_tokens, "exported_step": trained.step}
         manifest.finish(run, counts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qurating_jax.config import option
 from qurating_jax.models.config import PRESETS
-from qurating_jax.runtime import manifest, storage
+from qurating_jax.runtime import manifest, storage, tracking
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.scoring.options import NgramConfig
 from qurating_jax.stage import StageConfig, open_run, require, require_local
@@ -44,6 +44,7 @@ def main(config: Config) -> dict[str, Any]:
         require(config, "judgments")
     require(config, "base")
     require_local(config)
+    tracking.require_trackers(config.tracking)
     if config.base == NGRAMS:
         return _train_ngrams(config)
     distributed.initialize(config.distributed)
@@ -87,10 +88,14 @@ def _train_neural(config: Config) -> dict[str, Any]:
         if len(plans) > 1:
             exported, members = "rater", [f"member-{number}" for number in range(len(plans))]
         counts["exported_steps"] = []
+        tracked = tracking.of_run(
+            run, config.tracking, directory=config.tracking_directory, project=config.tracking_project
+        )
         for number, (member, batches) in enumerate(zip(members, plans, strict=True)):
             trained = rater_fit.fit_rater(
-                config, config.seed + number, base, batches, mesh, run.path(member), criteria, evaluate
-            )
+                config, config.seed + number, base, batches, mesh, run.path(member), criteria, evaluate,
+                tracking=tracked.part(member),
+            )  # fmt: skip
             export(run.path(exported, member), trained.params, base.config, tokenizer, labels=criteria)
             counts["exported_steps"].append(trained.step)
         if len(members) > 1 and run.primary:
@@ -136,6 +141,8 @@ def _train_ngrams(config: Config) -> dict[str, Any]:
 
     if config.num_members > 1 or config.length_debias or config.criterion_weights or config.objective == "regression":
         raise UsageError(f"--base {NGRAMS} takes no num_members, length_debias, criterion_weights or regression")
+    if config.tracking:
+        raise UsageError(f"--base {NGRAMS} is fitted in one step: there is nothing to track")
     data = rater_data.read(config, config.seed, None)
     files = find_files(config.corpus) if config.corpus else []
     if config.dry_run:

@@ -67,6 +67,10 @@ class JsonlTracker:
         except UserError as error:
             self._warn(error)
 
+    def close(self) -> None:
+        """Publishes."""
+        self.publish()
+
     def _append(self, line: str) -> None:
         """The whole line or nothing of it."""
         with self._path.open("ab", buffering=0) as stream:

@@ -14,6 +14,7 @@ from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel import distributed
 from qurating_jax.parallel.compilation import keep_compilations
+from qurating_jax.runtime.tracking import Tracking
 from qurating_jax.training import optim
 from qurating_jax.training.journal import Notes
 from qurating_jax.training.loop import Trained, Training, train
@@ -38,6 +39,7 @@ def fit(
     labels: Sequence[str] = (),
     validation: Validation | None = None,
     notes: Notes | None = None,
+    tracking: Tracking | None = None,
 ) -> Trained:
     """Trains for `num_steps` updates, or what is left of them after the newest checkpoint in `directory`.
 
@@ -54,6 +56,7 @@ def fit(
         labels: names of a rater's scores, stored with every checkpoint.
         validation: on held-out data, of the whole model's parameters.
         notes: what the maker of the batches knows of a step.
+        tracking: where metrics go besides `metrics.jsonl`.
 
     Returns:
         The parameters of the whole model, in their shards. Errors as of `loop.train`.
@@ -80,6 +83,7 @@ def fit(
             config=loop_config,
             validation=validation,
             notes=notes or Notes(),
+            tracking=tracking or Tracking(),
         )
         trained = train(run)
         return dataclasses.replace(trained, params=merge(trained.params, trainable.frozen))

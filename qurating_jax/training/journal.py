@@ -5,7 +5,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from qurating_jax.parallel import distributed
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.tracker import JsonlTracker
+from qurating_jax.runtime.tracking import Tracker
 from qurating_jax.training.options import LoopConfig
 from qurating_jax.training.spikes import Spikes
 
@@ -38,7 +39,7 @@ class Notes:
 class Journal:
     """Collects metrics on the device, since fetching each would stall it, and the time they took.
 
-    Use as a context manager: leaving it publishes the lines.
+    Use as a context manager: leaving it publishes the lines and closes the trackers.
 
     Args:
         title: for log lines.
@@ -46,6 +47,7 @@ class Journal:
         num_steps: of the whole run, for log lines.
         config: of the loop.
         notes: see `Notes`.
+        trackers: get what `metrics.jsonl` gets.
         resume_step: step of the checkpoint that the run goes on from, or 0.
         saved: what `document` gave for that checkpoint.
     """
@@ -58,6 +60,7 @@ class Journal:
         config: LoopConfig,
         notes: Notes,
         *,
+        trackers: Sequence[Tracker] = (),
         resume_step: int = 0,
         saved: dict[str, Any] | None = None,
     ) -> None:
@@ -69,7 +72,8 @@ class Journal:
             )
             for name in ("metrics", "spikes")
         )
-        self._trackers, self._tracker = (metrics, spikes), metrics
+        self._trackers: list[Tracker] = [metrics, spikes, *trackers]
+        self._logged: list[Tracker] = [metrics, *trackers]
         self._spikes = Spikes(
             config.spike_deviations, spikes, title=title, recent=saved["recent_losses"], describe=notes.documents
         )
@@ -83,7 +87,8 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.publish()
+        for tracker in self._trackers:
+            tracker.close()
 
     @property
     def seen_tokens(self) -> int:
@@ -124,13 +129,14 @@ class Journal:
         return result
 
     def publish(self) -> None:
-        """Brings the files of lines to the object store, where the directory is there."""
+        """Brings what was logged to where it lasts: lines to the object store, where the directory is there."""
         for tracker in self._trackers:
             tracker.publish()
 
     def log(self, step: int, values: dict[str, float], found: dict[str, float]) -> None:
         """One line in `metrics.jsonl` and one in the log, with what a validation found (or nothing)."""
-        self._tracker.log(step, values | {f"validation_{name}": value for name, value in found.items()})
+        for tracker in self._logged:
+            tracker.log(step, values | {f"validation_{name}": value for name, value in found.items()})
         shown = [f"loss {values['loss']:.4f}", f"gradient norm {values['grad_norm']:.3f}"]
         shown += [f"accuracy {values['accuracy_0.0']:.3f}"] if "accuracy_0.0" in values else []
         shown += [f"{values['tokens_per_second']:,.0f} tokens/s"]

@@ -12,6 +12,7 @@ from qurating_jax.models.base import BaseModel, resolve_base
 from qurating_jax.models.flops import num_parameters, training_flops
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.tracking import Tracking
 from qurating_jax.training.batch_documents import BatchDocuments
 from qurating_jax.training.fit import fit
 from qurating_jax.training.held_out import HeldOut
@@ -147,6 +148,7 @@ def fit_lm(
     validation: Validation | None,
     mesh: Mesh,
     directory: str,
+    tracking: Tracking | None = None,
 ) -> Trained:
     """Trains, or goes on from the newest checkpoint in `directory`.
 
@@ -160,6 +162,7 @@ def fit_lm(
         validation: on held-out rows.
         mesh: the device mesh.
         directory: gets what `loop.Training` says.
+        tracking: where metrics go besides.
 
     Raises:
         Interrupted, UserError: as of `loop.train`.
@@ -188,6 +191,7 @@ def fit_lm(
         directory=directory,
         validation=validation,
         notes=Notes(metrics=epochs, documents=BatchDocuments(sets, order, size)),
+        tracking=tracking,
     )
 
 

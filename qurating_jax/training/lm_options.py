@@ -7,7 +7,7 @@ from typing import Literal
 from qurating_jax.config import option
 from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
 from qurating_jax.parallel.options import Distributed, MeshShape
-from qurating_jax.training.options import LoopConfig, OptimConfig, ValidationConfig
+from qurating_jax.training.options import LoopConfig, OptimConfig, TrackingOptions, ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class HeldOutConfig(ValidationConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmOptions:
+class LmOptions(TrackingOptions):
     """What a language model is trained on and how; the defaults are the paper's recipe (REFERENCE step 5)."""
 
     tokens: tuple[str, ...] = option((), "outputs of `qurating tokenize`", reads=True)
@@ -68,6 +68,7 @@ class LmOptions:
     distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.batch_sequences, self.accumulation) < 1 or (self.num_steps is not None and self.num_steps < 1):
             raise ValueError("batch_sequences, accumulation and num_steps must be at least 1")
         if not (self.num_epochs > 0 and math.isfinite(self.num_epochs)):

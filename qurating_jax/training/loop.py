@@ -7,10 +7,12 @@ from typing import Any
 
 from qurating_jax.data.batches import BatchBuilder
 from qurating_jax.models.llama import Params
+from qurating_jax.parallel.distributed import is_primary
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.checkpoint import Checkpoints
 from qurating_jax.runtime.errors import Interrupted
 from qurating_jax.runtime.progress import progress
+from qurating_jax.runtime.tracking import Tracking
 from qurating_jax.training.journal import Journal, Notes
 from qurating_jax.training.options import LoopConfig
 from qurating_jax.training.profiling import Profiler
@@ -38,6 +40,7 @@ class Training:
         config: logging, saving, tracing.
         validation: see `Validation`.
         notes: what the maker of the batches knows of a step.
+        tracking: where metrics go besides `metrics.jsonl`.
     """
 
     create: Callable[[], TrainState]
@@ -51,6 +54,7 @@ class Training:
     config: LoopConfig
     validation: Validation | None = None
     notes: Notes = Notes()
+    tracking: Tracking = Tracking()
 
     def exported_step(self, standing: Standing) -> int:
         """The step to be exported if no later one is better; 0 where that is the last one, whatever it is."""
@@ -126,7 +130,11 @@ def _start(run: Training, checkpoints: Checkpoints) -> tuple[int, TrainState, St
     """The newest checkpoint's step, state, standing and journal, or those of step 0."""
 
     def journal(step: int, saved: dict[str, Any] | None) -> Journal:
-        return Journal(run.title, run.directory, run.num_steps, run.config, run.notes, resume_step=step, saved=saved)
+        trackers = run.tracking.open(step) if is_primary() else ()
+        return Journal(
+            run.title, run.directory, run.num_steps, run.config, run.notes,
+            trackers=trackers, resume_step=step, saved=saved,
+        )  # fmt: skip
 
     step = checkpoints.latest_step()
     if step is None:

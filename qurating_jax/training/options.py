@@ -58,6 +58,21 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackingOptions:
+    """Where metrics go besides `metrics.jsonl`."""
+
+    tracking: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        (), "send metrics there too: tensorboard, wandb; a failure there never stops a run", runtime=True
+    )
+    tracking_project: str = option("qurating", "project in wandb", runtime=True)
+    tracking_directory: str = option("", "for event files and wandb's own; empty: OUTPUT/tracking", runtime=True)
+
+    def __post_init__(self) -> None:
+        if len(set(self.tracking)) < len(self.tracking):
+            raise ValueError(f"tracking names one twice: {', '.join(self.tracking)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """When a run is validated, and what follows from it."""
 

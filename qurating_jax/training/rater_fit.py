@@ -14,6 +14,7 @@ from qurating_jax.models.config import DecoderConfig
 from qurating_jax.models.flops import training_flops
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel.rules import num_batch_shards
+from qurating_jax.runtime.tracking import Tracking
 from qurating_jax.training.fit import fit
 from qurating_jax.training.loop import Trained
 from qurating_jax.training.losses import bradley_terry_loss, regression_loss
@@ -74,6 +75,7 @@ def fit_rater(
     directory: str,
     criteria: tuple[str, ...],
     evaluate: Callable[[Params], dict[str, float]],
+    tracking: Tracking | None = None,
 ) -> Trained:
     """Trains one rater; with `lora.rank` only adapters and head, merged in what is returned.
 
@@ -86,6 +88,7 @@ def fit_rater(
         directory: gets `checkpoints/` and `metrics.jsonl`.
         criteria: names of the scores, stored with every checkpoint.
         evaluate: see `validation.Validation`.
+        tracking: where metrics go besides.
 
     Raises:
         Interrupted, UserError: as of `loop.train`.
@@ -123,4 +126,5 @@ def fit_rater(
         directory=directory,
         labels=criteria,
         validation=Validation(evaluate, options.validate),
+        tracking=tracking,
     )

@@ -6,13 +6,13 @@ from typing import Literal
 from qurating_jax.config import option
 from qurating_jax.models.config import PRESETS, ArchitectureOverrides, ComputeConfig
 from qurating_jax.parallel.options import Distributed, MeshShape
-from qurating_jax.training.options import LoopConfig, LoraConfig, OptimConfig, ValidationConfig
+from qurating_jax.training.options import LoopConfig, LoraConfig, OptimConfig, TrackingOptions, ValidationConfig
 
 NGRAMS = "ngrams"  # the base that is no neural network
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaterOptions:
+class RaterOptions(TrackingOptions):
     """What a rater is trained on and how; the defaults are the paper's recipe (REFERENCE step 2)."""
 
     judgments: tuple[str, ...] = option(
@@ -53,6 +53,7 @@ class RaterOptions:
     distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.validation_fraction < 1:
             raise ValueError("validation_fraction must lie in 0..1, 1 excluded")
         if not self.validation_fraction and not self.validation and self.base != NGRAMS:
