@@ -1,0 +1,199 @@
+"""A report as one HTML file that needs nothing else and can ask for nothing else.
+
+Everything but the explorers is in the markup, readable without scripts and in print. The explorers' rows lie beside it
+as JSON; the page's own script puts them in as text, never as markup. The Content-Security-Policy allows the two scripts
+and the style sheet of this file by their digests, and no request at all.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from markupsafe import Markup
+
+from qurating_jax.reporting import explorers, figures
+from qurating_jax.reporting.blocks import (
+    Block,
+    Cell,
+    DocumentsExplorer,
+    Facts,
+    Figure,
+    Note,
+    PairsExplorer,
+    Report,
+    Table,
+)
+from qurating_jax.reporting.cleaning import clean, clean_report
+from qurating_jax.reporting.explorers import Explorer, Shown
+from qurating_jax.reporting.text import cell_text, is_finite, is_number_column
+from qurating_jax.runtime.errors import UserError
+
+SCRIPTS = ("state.js", "report.js", "explorer.js", "documents.js", "pairs.js", "start.js")
+FIRST_ROWS = 10  # of an explorer, in print and without scripts
+EXCERPT_CHARACTERS = 160
+_RESERVED = 1024  # bytes per explorer for what is said about what was left out
+
+
+def render(report: Report, *, with_texts: bool, max_bytes: int) -> str:
+    """The report as one HTML file of at most `max_bytes`; the same report gives the same bytes.
+
+    Args:
+        report: what to show; all its text is cleaned and escaped here, wherever it came from.
+        with_texts: whether the explorers show texts and ids. Tables and notes are shown as they are.
+        max_bytes: of the file in UTF-8. To stay below, the explorers lose the ends of long texts, then rows from the
+            end, and the page says so.
+
+    Raises:
+        UserError: the report is larger even without a single row in its explorers.
+    """
+    report = clean_report(report)
+    kinds = (DocumentsExplorer, PairsExplorer)
+    found = [block for page in report.pages for block in page.blocks if isinstance(block, kinds)]
+    empty = [explorers.to_json(explorers.data_of(block, Shown(None, 0.0), with_texts=with_texts)) for block in found]
+    fixed = len(_page(report, Shown(), empty, with_texts).encode()) + _RESERVED * len(found)
+    if fixed > max_bytes:
+        raise UserError(
+            f"the report needs {fixed:,} bytes without any document or pair and may have {max_bytes:,}; allow more"
+        )
+    shown, blocks = explorers.fit(found, max_bytes - fixed, with_texts=with_texts)
+    return _page(report, shown, blocks, with_texts)
+
+
+def _page(report: Report, shown: Shown, blocks: Sequence[str], with_texts: bool) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = _template("report.css")
+    head, body = _template("head.js"), "".join(map(_template, SCRIPTS))
+    body = f'"use strict";\n(() => {{\n{body}}})();\n'
+    numbers = iter(range(len(blocks)))
+    pages = [
+        {
+            "slug": slug,
+            "title": page.title,
+            "lead": page.lead,
+            "blocks": [_view(block, shown, numbers, with_texts) for block in page.blocks],
+        }
+        for slug, page in zip(_slugs(report), report.pages, strict=True)
+    ]
+    html: str = environment.from_string(_template("report.html.j2")).render(
+        title=report.title,
+        subtitle=report.subtitle,
+        pages=pages,
+        policy=_policy(style, [head, body]),
+        style=Markup(style),
+        head=Markup(head),
+        script=Markup(body),
+        data=[Markup(block) for block in blocks],
+    )
+    return html + "\n"
+
+
+def _template(name: str) -> str:
+    return resources.files("qurating_jax.reporting").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, scripts: Sequence[str]) -> str:
+    """Our own style sheet and scripts by digest, pictures that the file itself holds, and nothing from anywhere."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; style-src {digest(style)}; script-src {' '.join(map(digest, scripts))}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _slugs(report: Report) -> list[str]:
+    """A word in the address for every page, each its own."""
+    slugs: list[str] = []
+    for number, page in enumerate(report.pages, start=1):
+        slug = re.sub(r"[^a-z0-9]+", "-", page.slug.lower()).strip("-") or f"page-{number}"
+        slugs.append(slug if slug not in slugs else f"{slug}-{number}")
+    return slugs
+
+
+def _view(block: Block, shown: Shown, numbers: Any, with_texts: bool) -> dict[str, Any]:
+    """What the template needs of a block: its kind, and values that are ready to be shown."""
+    if isinstance(block, Note):
+        return {"kind": "note", "note": block}
+    if isinstance(block, Facts):
+        return {"kind": "facts", "items": [(label, cell_text(value), text) for label, value, text in block.items]}
+    if isinstance(block, Table):
+        return {"kind": "table", "table": _table(block), "note": block.note}
+    if isinstance(block, Figure):
+        drawing = figures.draw(block)
+        return {"kind": "figure", "drawing": drawing, "table": _table(drawing.numbers), "note": block.note}
+    first = _table(_first_rows(block, with_texts))
+    kind = "documents" if isinstance(block, DocumentsExplorer) else "pairs"
+    return {"kind": kind, "number": next(numbers), "sample": block.sample_note, "first": first,
+            "counts": _counts(block, shown, with_texts)}  # fmt: skip
+
+
+def _table(table: Table) -> dict[str, Any]:
+    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.headings)
+    right = [is_number_column(list(column)) for column in columns]
+    rows = [
+        [
+            (cell_text(cell), is_right, _sort_key(cell) if is_right else "")
+            for cell, is_right in zip(row, right, strict=True)
+        ]
+        for row in table.rows
+    ]
+    return {"title": table.title, "headings": list(zip(table.headings, right, strict=True)), "rows": rows}
+
+
+def _sort_key(cell: Cell) -> str:
+    return repr(cell) if is_finite(cell) else ""
+
+
+def _counts(explorer: Explorer, shown: Shown, with_texts: bool) -> list[str]:
+    """How many rows there are, and what of them was left out, in sentences."""
+    name = "documents" if isinstance(explorer, DocumentsExplorer) else "judged pairs"
+    num_given, num_shown = len(explorers.rows_of(explorer)), shown.rows(explorer)
+    sentences = [f"{num_shown:,} of {explorer.num_all:,} {name} are shown here."]
+    if num_shown < num_given:
+        sentences.append(f"The last {num_given - num_shown:,} were left out to keep this file below its size limit.")
+    if shown.characters is not None:
+        sentences.append(f"Texts are cut at {shown.characters:,} characters to keep this file below its size limit.")
+    if not with_texts:
+        sentences.append("This report was made without texts and ids.")
+    return sentences
+
+
+def _first_rows(explorer: Explorer, with_texts: bool) -> Table:
+    """The first rows of an explorer as a plain table, for paper and for browsers without scripts."""
+    rows: list[tuple[Cell, ...]]
+    if isinstance(explorer, DocumentsExplorer):
+        headings = (
+            *(["document", "begins with"] if with_texts else ["number"]),
+            "domain",
+            "tokens",
+            *explorer.criteria,
+        )
+        rows = [
+            (*((d.id, clean(d.text, EXCERPT_CHARACTERS)) if with_texts else (i + 1,)), d.domain, d.tokens, *d.ratings)
+            for i, d in enumerate(explorer.documents[:FIRST_ROWS])
+        ]
+        return Table("The first documents", headings, tuple(rows))
+    headings = (
+        "criterion", "judge", *(["first", "second"] if with_texts else []), "p forward", "p backward", "p of the rater"
+    )  # fmt: skip
+    rows = [
+        (
+            p.criterion,
+            p.judge,
+            *(clean(text, EXCERPT_CHARACTERS) for text in (p.first_text, p.second_text) if with_texts),
+            p.p_forward,
+            p.p_backward,
+            p.p_rater,
+        )
+        for p in explorer.pairs[:FIRST_ROWS]
+    ]
+    return Table("The first pairs", headings, tuple(rows))
