@@ -126,21 +126,18 @@ def ngrams(numbers: Hashes, size: int) -> Hashes:
     return gumbel.uniform_bits(found, size)
 
 
-class _WordNumbers:
+class _WordNumbers(dict[str, int]):
     """Random numbers of words, the same on every machine; remembers those of a million words."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+    def __missing__(self, word: str) -> int:
+        self[word] = number = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        return number
 
     def of(self, found: Sequence[str]) -> Hashes:
         """uint64 [w]."""
-        if len(self._known) > _MOST_KNOWN_WORDS:
-            self._known.clear()
-        known = self._known
-        for word in found:
-            if word not in known:
-                known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        return np.fromiter((known[word] for word in found), np.uint64, len(found))
+        if len(self) > _MOST_KNOWN_WORDS:
+            self.clear()
+        return np.fromiter(map(self.__getitem__, found), np.uint64, len(found))
 
 
 def _digests(values: Iterable[bytes]) -> Hashes:
