@@ -1,6 +1,8 @@
 """Log-likelihoods of continuations on the devices: trees of tokens in batches of few shapes, results by index."""
 
+import dataclasses
 import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -18,7 +20,7 @@ from qurating_jax.models.llama import Params
 from qurating_jax.models.tree_attention import TreeAttention
 from qurating_jax.parallel import distributed
 from qurating_jax.parallel.rules import batch_sharding, constrain, num_batch_shards
-from qurating_jax.scoring.tasks.tree_rows import TreeBatch, lay_out, plan
+from qurating_jax.scoring.tasks.tree_rows import Costs, Plan, TreeBatch, lay_out, plan
 from qurating_jax.scoring.tasks.trees import grow
 
 _BATCHES_IN_FLIGHT = 2
@@ -27,6 +29,10 @@ _BATCH_TOKENS = {"cpu": 2048, "gpu": 65_536, "tpu": 32_768}
 # Reads of up to one token in so many leave the last layer's other tokens uncomputed; more, and its attention over reads
 # alone would cost more than it saves.
 _FEW_READS = 4
+# Largest trees, in longest sequences: the more a tree holds the more share a root, and the more its attention costs.
+_TREE_CONTEXTS = (1, 2)
+
+log = logging.getLogger(__name__)
 
 
 class ContinuationScorer:
@@ -54,7 +60,8 @@ class ContinuationScorer:
         self._params, self._mesh, self._context_tokens = params, mesh, context_tokens
         groups = num_batch_shards(mesh)
         self._batch_tokens = batch_tokens or _BATCH_TOKENS.get(jax.default_backend(), 32_768) * groups
-        self._cost = functools.partial(forward_flops, config)
+        blocks = functools.partial(forward_flops, dataclasses.replace(config, vocab_size=1))
+        self._costs = Costs(blocks, 2.0 * config.embed_dim * config.vocab_size)
         self._score = jax.jit(functools.partial(_log_probs, config=config, compute=compute))
 
     def __call__(
@@ -83,9 +90,8 @@ class ContinuationScorer:
             if on_done is not None:
                 on_done(len(batch.owners))
 
-        trees = grow(requests, max_tokens=self._context_tokens)
         with jax.set_mesh(self._mesh):
-            for shape, rows in plan(trees, cost=self._cost, num_rows=self._num_rows):
+            for shape, rows in self.plan(requests).batches:
                 batch = lay_out(rows, shape)
                 in_flight.append((batch, *self._dispatch(batch)))
                 if len(in_flight) > _BATCHES_IN_FLIGHT:
@@ -93,6 +99,21 @@ class ContinuationScorer:
             while in_flight:
                 collect()
         return totals, greedy
+
+    def plan(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Plan:
+        """The batches that requests are scored in: trees of up to one or two contexts, whichever costs less."""
+        plans = [
+            plan(
+                grow(requests, max_tokens=self._context_tokens, row_tokens=size * self._context_tokens),
+                costs=self._costs,
+                num_rows=self._num_rows,
+            )
+            for size in _TREE_CONTEXTS
+        ]
+        best = min(plans, key=lambda found: found.cost)
+        shapes = dict.fromkeys(str(shape) for shape, _ in best.batches)
+        log.debug("%d requests in %d batches: %s", len(requests), len(best.batches), ", ".join(shapes))
+        return best
 
     def _num_rows(self, num_tokens: int) -> int:
         groups = num_batch_shards(self._mesh)

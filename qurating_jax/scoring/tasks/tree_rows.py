@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,14 @@ from qurating_jax.scoring.tasks.trees import NO_ANCESTOR, NUM_ANCESTORS, Tree
 NUM_TARGETS = 4  # looked up at one read; a place with more is read again
 _PADDING_NODE = -1
 _MAX_ROW_TREES = 256
-# Rows are that many times a power of two long, or one and a half times it.
 _LEAST_ROW_TOKENS = 64
 _LARGEST_ROW = 4  # times the longest tree; in longer rows attention costs more than padding saves
-# A second length of rows is another program: it has to save that share of the work.
-_WORTH = 0.03
-# Reads of a row: some rows need few (short continuations), some one per token (whole texts).
-_READ_SHARES = (16, 4, 1)
+# A second length of rows, or a second number of reads in them, is another program: it has to save that share.
+_WORTH = 0.05
+_READ_SHARES = (64, 32, 16, 8, 4, 2, 1)  # rows of short continuations are read at few tokens, whole texts at all
 
 # What rows hold, in what order, decides which mask attention needs: none, segments, or that of trees.
-Kind = str
+Kind = Literal["one", "many", "tree"]
 _KINDS: tuple[Kind, ...] = ("one", "many", "tree")
 
 
@@ -40,6 +39,9 @@ class Rows:
     num_tokens: int
     num_reads: int
     kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.num_rows} rows of {self.num_tokens} tokens, {self.num_reads} read ({self.kind})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,44 +71,85 @@ class TreeBatch:
     num_tokens: int
 
 
-def plan(
-    trees: Sequence[Tree], *, cost: Cost, num_rows: Callable[[int], int]
-) -> Iterator[tuple[Rows, list[list[Tree]]]]:
-    """Batches of rows, the longest first.
+@dataclass(frozen=True)
+class Costs:
+    """Work in any unit.
+
+    Attributes:
+        rows: of rows by their numbers of tokens (float64), without the head.
+        read: of the head at one token.
+    """
+
+    rows: Cost
+    read: float
+
+    def of_row(self, num_tokens: int) -> float:
+        """Of one row, nothing read."""
+        return float(self.rows(np.array([num_tokens], np.float64))[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Batches of rows, the longest first, and what they cost."""
+
+    batches: list[tuple[Rows, list[list[Tree]]]]
+    cost: float
+
+
+def plan(trees: Sequence[Tree], *, costs: Costs, num_rows: Callable[[int], int]) -> Plan:
+    """Lays trees out.
 
     Args:
-        trees: the trees.
-        cost: work of rows by their numbers of tokens (float64), in any unit.
+        trees: the trees, one at least.
+        costs: what decides between shapes.
         num_rows: rows of a full batch by the tokens of a row.
     """
     sizes = np.array([len(tree) for tree in trees], np.int64)
-    for num_tokens, members in reversed(_row_lengths(sizes, cost)):
+    batches = []
+    for num_tokens, members in reversed(_row_lengths(sizes, costs.rows)):
         rows = [
             [trees[number] for number in row[row >= 0].tolist()]
             for row in share_rows(sizes, members, Shape(num_tokens, _MAX_ROW_TREES))
         ]
-        yield from _batches(rows, num_tokens, num_rows(num_tokens))
+        batches += list(_batches(rows, num_tokens, num_rows(num_tokens), costs))
+    total = sum(
+        shape.num_rows * (costs.of_row(shape.num_tokens) + shape.num_reads * costs.read) for shape, _ in batches
+    )
+    return Plan(batches, total)
 
 
-def _batches(rows: list[list[Tree]], num_tokens: int, most: int) -> Iterator[tuple[Rows, list[list[Tree]]]]:
-    """Rows of one length by how much is read off them; what is left of one share joins the next larger one."""
+def _batches(
+    rows: list[list[Tree]], num_tokens: int, most: int, costs: Costs
+) -> Iterator[tuple[Rows, list[list[Tree]]]]:
+    """Rows of one length by how much is read off them; what few reads leave over joins the others."""
     kind = max((_kind(row) for row in rows), key=_KINDS.index)
     needed = np.array([sum(_num_reads(tree) for tree in row) for row in rows], np.int64)
-    bounds = [max(num_tokens // share, 1) for share in _READ_SHARES]
-    bounds[-1] = max(bounds[-1], int(needed.max()))
+    bounds = _read_bounds(needed, num_tokens, costs.of_row(num_tokens) / costs.read)
     class_of = np.searchsorted(bounds, needed)
     left: list[int] = []
     for number, bound in enumerate(bounds):
         members = left + np.flatnonzero(class_of == number).tolist()
-        last = not (class_of > number).any()
+        last = number + 1 == len(bounds)
         whole = len(members) if last else len(members) // most * most
         for start in range(0, whole, most):
             part = members[start : start + most]
-            size = most if not last or len(rows) > most else _rounded_rows(len(part), most)
+            size = _rounded_rows(len(part), most) if len(rows) <= most else most
             yield Rows(size, num_tokens, bound, kind), [rows[index] for index in part]
         left = members[whole:]
-        if last:
-            return
+
+
+def _read_bounds(needed: NDArray[np.int64], num_tokens: int, row_cost: float) -> list[int]:
+    """Reads of rows: one number for all, or two where that saves enough; `row_cost` in reads."""
+    largest = int(needed.max())
+    known = [max(num_tokens // share, 1) for share in _READ_SHARES]
+    top = next((bound for bound in known if bound >= largest), largest)
+    best, least = [top], len(needed) * (row_cost + top)
+    for bound in known:
+        num_few = int((needed <= bound).sum())
+        total = len(needed) * (row_cost + top) - num_few * (top - bound)
+        if bound < top and num_few and total < least - _WORTH * len(needed) * (row_cost + top):
+            best, least = [bound, top], total
+    return best
 
 
 def _rounded_rows(needed: int, most: int) -> int:
@@ -159,10 +202,11 @@ def _best_length(sizes: NDArray[np.int64], members: NDArray[np.int64], cost: Cos
 
 
 def _grid(top: int) -> list[int]:
+    """Lengths of rows: four from one power of two to the next, two below 256."""
     lengths = [_LEAST_ROW_TOKENS]
     while lengths[-1] < top:
-        last = lengths[-1]
-        lengths.append(last * 3 // 2 if last & (last - 1) == 0 else last * 4 // 3)
+        power = 1 << lengths[-1].bit_length() - 1
+        lengths.append(lengths[-1] + max(power // 4, _LEAST_ROW_TOKENS // 2))
     return lengths
 
 
