@@ -16,6 +16,7 @@ from qurating_jax.analysis import (
     groups,
     percentiles,
     scripts,
+    selection_effect,
     shown,
     topics,
     window_variation,
@@ -25,6 +26,9 @@ from qurating_jax.analysis.inputs import LOG_LIKELIHOOD, Plan
 from qurating_jax.analysis.judged import JudgedPairs
 from qurating_jax.analysis.means import Floats
 from qurating_jax.analysis.sample import SHOWN_GROUP, Sample, window_ratings
+from qurating_jax.analysis.selection_effect import Studied
+from qurating_jax.analysis.selection_grid import Made
+from qurating_jax.analysis.topics import Topics
 from qurating_jax.method import gumbel
 
 DOCUMENTS_PER_TOPIC = 250  # of the sample, where the number of topics is not given
@@ -42,25 +46,9 @@ class Settings:
     temperatures: tuple[float, ...]
     audit_temperature: float
     budget_fraction: float
+    by_domain: bool
     level: float
     seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChosenDocuments:
-    """A selection among the documents.
-
-    Attributes:
-        rows: int64 [k], rows of the corpus.
-        strategy: its name, empty where it is not known.
-        temperature: of a drawn one.
-        criterion: whose rating it is by; empty for none or several.
-    """
-
-    rows: NDArray[np.int64]
-    strategy: str
-    temperature: float | None
-    criterion: str
 
 
 @dataclass(eq=False)
@@ -84,7 +72,7 @@ def analyze(
     plan: Plan,
     settings: Settings,
     *,
-    selections: Mapping[str, ChosenDocuments],
+    selections: Mapping[str, Made],
     judged: JudgedPairs | None,
     on_text: Callable[[int], None] = lambda _: None,
 ) -> Analysis:
@@ -107,7 +95,29 @@ def analyze(
     features, script_codes, script_names = measure(sample, on_text)
     part = _Part(corpus, sample, ratings)
     _sample_tables(found, part, features, script_codes, script_names, settings)
-    labels = _topics(found, part, settings)
+    made = _topics(found, part, settings)
+    labels = made.labels if made.terms else None
+    found.tables |= selection_effect.tables(
+        Studied(
+            hashes=corpus.hashes,
+            domains=corpus.domains,
+            domain_names=corpus.domain_names,
+            tokens=corpus.tokens,
+            ratings=ratings,
+            rows=sample.rows,
+            topics=made.labels,
+            topic_names=made.names,
+            scripts=script_codes,
+            script_names=script_names,
+            texts=sample.texts,
+        ),
+        temperatures=settings.temperatures,
+        budget_fraction=settings.budget_fraction,
+        by_domain=settings.by_domain,
+        seed=settings.seed,
+        selections=selections,
+        level=settings.level,
+    )
     found.tables |= audit.tables(
         corpus.hashes,
         corpus.domains,
@@ -134,7 +144,7 @@ def _texts(
     found: Analysis,
     part: "_Part",
     shares: Mapping[str, Floats],
-    selections: Mapping[str, ChosenDocuments],
+    selections: Mapping[str, Made],
     settings: Settings,
 ) -> None:
     """The documents at percentiles, and those that are shown in full."""
@@ -150,7 +160,7 @@ def _texts(
     )
     table = percentiles.examples_table(examples, part.ratings, sample.ids, sample.texts)
     found.add("percentiles", table, "no document of the sample is rated")
-    members = {name: chosen.rows for name, chosen in selections.items()}
+    members = {name: chosen["rows"] for name, chosen in selections.items()}
     found.add("texts", shown.texts_table(sample, rows, members), "no document of the sample is rated")
 
 
@@ -246,17 +256,14 @@ def _likelihoods(corpus: Corpus) -> list[str]:
     return [name for name in corpus.numbers if name.startswith(LOG_LIKELIHOOD)]
 
 
-def _topics(found: Analysis, part: _Part, settings: Settings) -> NDArray[np.int32] | None:
-    """Topic of every sampled document; None where there are none."""
+def _topics(found: Analysis, part: "_Part", settings: Settings) -> Topics:
     texts = part.sample.texts
     num_topics = settings.num_topics or topics_for(len(texts))
     log.info("analyze: %d topics of %d texts", num_topics, len(texts))
     made = topics.find_topics(texts, num_topics=num_topics, seed=settings.seed)
-    tables = topics.tables(made, part.ratings, part.tokens, part.domains, part.corpus.domain_names, settings.level)
-    if not tables:
-        found.notes.append("topics: too few texts with words.")
-        return None
-    found.tables |= tables
-    chosen = "given" if settings.num_topics else f"one for {DOCUMENTS_PER_TOPIC} documents, at most {MOST_TOPICS}"
-    found.notes.append(f"topics: {len(made.terms)} of {len(texts):,} sampled texts ({num_topics} asked for, {chosen}).")
-    return made.labels
+    found.tables |= topics.tables(
+        made, part.ratings, part.tokens, part.domains, part.corpus.domain_names, settings.level
+    )
+    chosen = "given" if settings.num_topics else f"one for {DOCUMENTS_PER_TOPIC} documents, 2 to {MOST_TOPICS}"
+    found.notes.append(f"{topics.describe(made)} {num_topics} were asked for ({chosen}).")
+    return made

@@ -15,7 +15,7 @@ from qurating_jax.analysis.inputs import Plan
 from qurating_jax.analysis.judged import JudgedPairs, texts_to_score, with_ratings
 from qurating_jax.analysis.judged_files import read_judged
 from qurating_jax.analysis.sample import Sample
-from qurating_jax.analysis.tables import ChosenDocuments
+from qurating_jax.analysis.selection_grid import Made
 from qurating_jax.data.parts import cut_parts
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
@@ -63,7 +63,7 @@ def read_rated(plan: Plan, files: Sequence[str], side_files: Sequence[str], opti
         options: see there.
 
     Raises:
-        UserError: what `read_corpus` and `read_sample` raise.
+        UserError: no document has a rating; what `read_corpus` and `read_sample` raise.
     """
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open(files, options))
@@ -77,6 +77,9 @@ def read_rated(plan: Plan, files: Sequence[str], side_files: Sequence[str], opti
         rated = np.zeros(len(corpus), bool)
         for column in plan.columns.values():
             rated |= ~np.isnan(corpus.numbers[column])
+        if not rated.any():
+            ratings = ", ".join(plan.columns.values())
+            raise UserError(f"{len(corpus):,} documents, and none has a rating ({ratings}); rate them first")
         rows = sampling.draw(corpus.hashes, rated, options.max_documents, options.seed)
         log.info("analyze: %d documents, %d rated, texts of %d", len(corpus), rated.sum(), len(rows))
         with progress("analyze: texts", len(rows), "documents") as advance:
@@ -94,8 +97,15 @@ def read_rated(plan: Plan, files: Sequence[str], side_files: Sequence[str], opti
     return RatedDocuments(corpus, sample, int(rated.sum()))
 
 
-def read_selections(places: Mapping[str, str], corpus: Corpus) -> tuple[dict[str, ChosenDocuments], list[str]]:
+def read_selections(
+    places: Mapping[str, str], corpus: Corpus, criteria: Sequence[str]
+) -> tuple[dict[str, Made], list[str]]:
     """Selections as rows of the corpus, and notes on documents that are not among its.
+
+    Args:
+        places: directories or id lists by name.
+        corpus: all documents.
+        criteria: that are analysed; a selection by another rating has no criterion here.
 
     Raises:
         UserError: no finished selection, or one that shares no document with the corpus.
@@ -110,11 +120,12 @@ def read_selections(places: Mapping[str, str], corpus: Corpus) -> tuple[dict[str
             notes.append(f"selection {name}: {missing:,} of its {len(rows):,} documents are not among the rated ones.")
         settings = _settings(place)
         rating = [str(column).partition("=")[0].removesuffix(_AVERAGE) for column in settings.get("rating") or []]
-        found[name] = ChosenDocuments(
+        strategy = str(settings.get("strategy") or "")
+        found[name] = Made(
             rows=np.sort(rows[rows >= 0]),
-            strategy=str(settings.get("strategy") or ""),
+            strategy=strategy,
             temperature=settings.get("temperature"),
-            criterion=rating[0] if len(rating) == 1 and settings.get("strategy") != "uniform" else "",
+            criterion=rating[0] if len(rating) == 1 and rating[0] in criteria and strategy != "uniform" else "",
         )
     return found, notes
 

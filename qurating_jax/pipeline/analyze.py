@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from qurating_jax.config import option
 from qurating_jax.runtime import manifest, storage
-from qurating_jax.runtime.errors import UsageError
+from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Config(StageConfig):
     num_topics: int | None = option(None, "topics; null: one for 250 documents of the sample, 2 to 40")
     temperatures: tuple[float, ...] = option((0.5, 1.0, 2.0, 4.0), "of the selections that are tried")
     audit_temperature: float = option(2.0, "of the selections that the audit draws")
+    by_domain: bool = option(False, "of the tried selections: every domain gives its share, else one pool")
     budget_fraction: float = option(0.2, "share of the tokens that a selection takes, for thresholds and tried ones")
     num_pairs: int = option(2_000, "judged pairs at most, held-out ones first")
     level: float = option(0.95, "level of the intervals")
@@ -91,7 +92,12 @@ def main(config: Config) -> dict[str, Any]:
         if run.state == "finished":
             return run.counts
         log.info("analyze: criteria %s", ", ".join(plan.criteria))
-        counts = _analyze(config, run.output, plan, files, side_files)
+        try:
+            counts = _analyze(config, run.output, plan, files, side_files)
+        except UserError:
+            if run.state == "fresh":  # nothing stands there yet that would be in the way of other options
+                manifest.withdraw(run)
+            raise
         manifest.finish(run, counts)
         return counts
 
@@ -170,7 +176,7 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
     options = _part(analyzing.ReadOptions, config)
     documents = analyzing.read_rated(plan, files, side_files, options)
     corpus, sample = documents.corpus, documents.sample
-    selections, notes = analyzing.read_selections(_named(config.selections), corpus)
+    selections, notes = analyzing.read_selections(_named(config.selections), corpus, plan.criteria)
     judged = analyzing.read_judged_pairs(
         config.judgments, config.rater, plan.criteria, num_pairs=config.num_pairs, seed=config.seed
     )
