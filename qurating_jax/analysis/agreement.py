@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qurating_jax.analysis.audited import LEAST_DOCUMENTS, MOST_DOCUMENTS, Audited, Floats
+from qurating_jax.analysis.audited import LEAST_DOCUMENTS, Audited, Floats
 from qurating_jax.analysis.correlations import WITHIN, associations
 from qurating_jax.analysis.judged import JudgedPairs
 from qurating_jax.data.judgments import UNKNOWN
@@ -56,8 +56,8 @@ def label_rows(
             (TOPIC, documents.topics, [str(number) for number in range(int(documents.topics.max(initial=-1)) + 1)]),
         ):
             known = (groups >= 0) & ~np.isnan(rating) & ~np.isnan(label)
-            if known.sum() > MOST_DOCUMENTS:
-                known = np.isin(np.arange(len(known)), documents.whole) & known
+            if known.sum() > len(documents.whole):
+                known &= np.isin(np.arange(len(known)), documents.whole)
             for found in associations(rating[known], label[known], groups[known], names, level):
                 one = found.spearman
                 if one.value is None or one.num < LEAST_DOCUMENTS:

@@ -62,26 +62,12 @@ def tables(
         agreed = agreement.label_rows(criterion, rating, documents, labels, level)
         if judged is not None:
             agreed += agreement.judgment_rows(criterion, judged, documents, level)
-        changed = controlled.selection_rows(
-            criterion,
-            rating,
-            documents,
-            budget_fraction=budget_fraction,
-            temperature=temperature,
-            level=level,
-            seed=seed,
-        )
-        said = verdicts.verdict_rows(
-            criterion,
-            rating,
-            by,
-            agreed,
-            changed,
-            labels=list(labels),
-            judged=judged is not None and criterion in judged.criteria,
-        )
-        for name, one in zip(_SCHEMAS, (by, agreed, changed, said), strict=True):
-            found[name] += one
+        draw = controlled.Draw(budget_fraction, temperature, level, seed)
+        changed = controlled.selection_rows(criterion, rating, documents, draw)
+        is_judged = judged is not None and criterion in judged.criteria
+        said = verdicts.verdict_rows(criterion, rating, by, agreed, changed, labels=list(labels), judged=is_judged)
+        for one, more in zip(found.values(), (by, agreed, changed, said), strict=True):
+            one += more
         log.info("audit: %s: %s", criterion, ", ".join(f"{row['question']} {row['verdict']}" for row in said))
     result = {name: pa.Table.from_pylist(one, _SCHEMAS[name]) for name, one in found.items() if one}
     if judged is not None and len(judged):

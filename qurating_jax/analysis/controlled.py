@@ -1,6 +1,6 @@
 """How much of a selection changes when domain, length or topic is taken out of the rating it is drawn by."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,24 @@ SCHEMA = pa.schema(
 )
 
 
-def selection_rows(
-    criterion: str,
-    rating: Floats,
-    documents: Audited,
-    *,
-    budget_fraction: float,
-    temperature: float,
-    level: float,
-    seed: int,
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Draw:
+    """What is drawn.
+
+    Attributes:
+        budget_fraction: share of the tokens to select.
+        temperature: of the draw beside top-k.
+        level: of the intervals.
+        seed: of the noise.
+    """
+
+    budget_fraction: float
+    temperature: float
+    level: float
+    seed: int
+
+
+def selection_rows(criterion: str, rating: Floats, documents: Audited, draw: Draw) -> list[dict[str, Any]]:
     """Rows of `SCHEMA` for one criterion.
 
     A selection of a share of the tokens is drawn twice as `qurating select` draws it from one pool (no domain shares),
@@ -49,90 +57,66 @@ def selection_rows(
     Args:
         criterion: its name; the noise is that of the column `<criterion>_average`.
         rating: float64 [n], NaN where a document has none.
-        documents: what they are.
-        budget_fraction: share of the tokens to select.
-        temperature: of the draw beside top-k.
-        level: of the intervals.
-        seed: of the noise.
+        documents: what they are. Topics are known of the sample alone, and only there are they taken out.
+        draw: how much, and how.
     """
-    rows = []
-    controls = [("domain", documents.whole, False), ("length", documents.whole, False)]
-    if len(documents.sampled):
-        controls += [("topic", documents.sampled, True), ("all", documents.sampled, True)]
-    else:
-        controls.append(("all", documents.whole, False))
+    rows: list[dict[str, Any]] = []
+    controls = {"domain": False, "length": False}
+    controls |= {"topic": True, "all": True} if len(documents.sampled) else {"all": False}
     drawn: dict[bool, list[_Reference]] = {}
-    for name, candidates, with_topics in controls:
+    for name, with_topics in controls.items():
+        candidates = documents.sampled if with_topics else documents.whole
         kept = usable(rating, candidates[documents.tokens[candidates] > 0])
-        if not len(kept):
-            continue
-        left = residuals(
-            rating,
-            documents,
-            kept,
-            ["domain", "topic", "length"] if name == "all" else [name],
-            with_topics=with_topics,
-        )
+        names = ["domain", "topic", "length"] if name == "all" else [name]
+        left = residuals(rating, documents, kept, names, with_topics=with_topics) if len(kept) else None
         if left is None:
             continue
         if with_topics not in drawn:
             pool = Pool(documents.hashes[kept], documents.tokens[kept])
-            rule = Rule(f"{criterion}_average", temperature)
-            drawn[with_topics] = [
-                _Reference(pool, one, rating[kept], budget_fraction, seed)
-                for one in (rule, replace(rule, temperature=None))
-            ]
-        for reference in drawn[with_topics]:
-            changed = reference.changed(reference.draw(left))
-            low, high = reference.interval(changed, level)
-            rows.append(
-                {
-                    "criterion": criterion,
-                    "strategy": reference.rule.strategy,
-                    "temperature": reference.rule.temperature,
-                    "controlled": name,
-                    "num_documents": len(kept),
-                    "num_selected": int(reference.chosen.sum()),
-                    "share_changed": changed,
-                    "low": low,
-                    "high": high,
-                    "floor": reference.floor,
-                    "without_rating": reference.without_rating,
-                }
-            )
+            rules = [Rule(f"{criterion}_average", temperature) for temperature in (draw.temperature, None)]
+            drawn[with_topics] = [_Reference(pool, rule, rating[kept], draw) for rule in rules]
+        rows += [reference.row(criterion, name, left) for reference in drawn[with_topics]]
     return rows
 
 
 class _Reference:
     """The selection by the rating itself, and draws to compare with it."""
 
-    def __init__(self, pool: Pool, rule: Rule, rating: Floats, budget_fraction: float, seed: int) -> None:
-        self.rule, self._pool, self._seed = rule, pool, seed
-        self._targets = pool.targets(rating, budget_fraction)
-        self._noise = noise(rule, pool.hashes, seed)
-        self.chosen = self.draw(rating)
-        self._tokens = pool.tokens[self.chosen].astype(np.float64)
-        other = noise(rule, pool.hashes, seed + 1)
-        self.floor = self.changed(pool.draw(self._logits(rating) + other, self._targets)) if self._draws else 0.0
-        self.without_rating = self.changed(pool.draw(self._noise, self._targets))
+    def __init__(self, pool: Pool, rule: Rule, rating: Floats, draw: Draw) -> None:
+        self._pool, self._rule, self._level = pool, rule, draw.level
+        self._targets = pool.targets(rating, draw.budget_fraction)
+        self._noise = noise(rule, pool.hashes, draw.seed)
+        self._chosen = self._draw(rating, self._noise)
+        self._tokens = pool.tokens[self._chosen].astype(np.float64)
+        self._floor = self._changed(self._draw(rating, noise(rule, pool.hashes, draw.seed + 1)))
+        self._without_rating = self._changed(pool.draw(self._noise, self._targets))
 
-    @property
-    def _draws(self) -> bool:
-        return self.rule.temperature is not None
-
-    def draw(self, rating: Floats) -> NDArray[np.bool_]:
-        """The selection by another rating: what `qurating select` would take by it."""
-        keys = self._logits(rating)
-        return self._pool.draw(keys + self._noise if self._draws else keys, self._targets)
-
-    def _logits(self, rating: Floats) -> Floats:
-        # Where a control leaves nothing, nothing is preferred; a rating like that is refused by `logits`.
-        return rating if (rating == rating[0]).all() else logits(self.rule, rating, self._pool.tokens)
-
-    def changed(self, other: NDArray[np.bool_]) -> float:
-        """Share of the tokens that are not in the other selection."""
-        return float(self._tokens[~other[self.chosen]].sum() / self._tokens.sum())
-
-    def interval(self, share: float, level: float) -> tuple[float, float]:
+    def row(self, criterion: str, controlled: str, left: Floats) -> dict[str, Any]:
+        """What changes when documents are drawn by what a control leaves of the rating."""
+        changed = self._changed(self._draw(left, self._noise))
         effective = float(self._tokens.sum() ** 2 / np.square(self._tokens).sum())
-        return wilson(min(share, 1.0) * effective, effective, level)
+        low, high = wilson(min(changed, 1.0) * effective, effective, self._level)
+        return {
+            "criterion": criterion,
+            "strategy": self._rule.strategy,
+            "temperature": self._rule.temperature,
+            "controlled": controlled,
+            "num_documents": len(self._pool.tokens),
+            "num_selected": int(self._chosen.sum()),
+            "share_changed": changed,
+            "low": low,
+            "high": high,
+            "floor": self._floor,
+            "without_rating": self._without_rating,
+        }
+
+    def _draw(self, rating: Floats, added: Floats) -> NDArray[np.bool_]:
+        """The selection by a rating: what `qurating select` would take by it."""
+        # Where a control leaves nothing, nothing is preferred; the stage refuses such a rating.
+        equal = (rating == rating[0]).all()
+        keys = rating if equal else logits(self._rule, rating, self._pool.tokens)
+        return self._pool.draw(keys if self._rule.temperature is None else keys + added, self._targets)
+
+    def _changed(self, other: NDArray[np.bool_]) -> float:
+        """Share of the tokens that are not in the other selection."""
+        return float(self._tokens[~other[self._chosen]].sum() / self._tokens.sum())

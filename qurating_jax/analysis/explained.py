@@ -62,6 +62,7 @@ class _Models:
         self._criterion, self._level, self._seed = criterion, level, seed
         self._y, self._folds = rating[rows], documents.folds[rows]
         self._factors = {f.name: f for f in documents.factors(rows, with_topics=topics)} if len(rows) else {}
+        self._known: dict[tuple[str, ...], Fitted] = {}
         self.names = list(self._factors)
 
     def row(self, names: list[str], kind: str) -> dict[str, Any]:
@@ -75,7 +76,10 @@ class _Models:
         return self._as_row(name, BEYOND, share, None)
 
     def _fitted(self, names: list[str]) -> Fitted:
-        return predict(self._y, [self._factors[name] for name in names], self._folds)
+        key = tuple(names)
+        if key not in self._known:
+            self._known[key] = predict(self._y, [self._factors[name] for name in names], self._folds)
+        return self._known[key]
 
     def _as_row(self, by: str, kind: str, share: Share, rank: float | None) -> dict[str, Any]:
         return {

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_CLASSES = 256  # the most frequent ones; what is beyond them is one class
-MANY_ROWS = 5_000  # from here on resampled ratios are normal to less than 1000 resamples could show
+MANY_ROWS = 2_000  # from here on resampled ratios are normal to less than 1000 resamples could show
 _NUM_STEPS = 512  # distinct lengths that the curve is evaluated at
 _NUM_KNOTS = 7  # inside; the curve has at most as many degrees of freedom and 4 more
 _NUM_SAMPLES = 1000
