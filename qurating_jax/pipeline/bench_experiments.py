@@ -129,7 +129,7 @@ def _run(config: Config, files: list[str]) -> None:
     """`qurating run` of some of the experiments."""
     run = load("run")
     given = {"scale": config.scale, "set": config.set, "seeds": config.seeds, "output": config.output}
-    run.main(run.Config(files=tuple(files), **given))
+    run.main(run.Config(files=tuple(files), report=False, **given))
 
 
 def _name(file: str) -> str:

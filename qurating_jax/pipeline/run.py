@@ -1,16 +1,14 @@
 """Experiments: the stages that they need, each in a process of its own, shared steps once; docs/experiments.md.
 
 What stands is not made again, what was begun is resumed, what has changed is refused. The same command goes on after
-any interruption.
+any interruption. At the end stands the report of all that was rated and evaluated.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
-import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +47,7 @@ class Config:
     dry_run: bool = option(False, "print what stands and what is to do; write nothing", runtime=True)
     rebuild: bool = option(False, "make anew what has changed, and what depends on it", runtime=True)
     max_parallel: int = option(1, "stages at a time on this machine", runtime=True)
+    report: bool = option(True, "end with the analysis and report of all that stands in the output", runtime=True)
     launch: Launch = Launch()
     json: bool = option(False, "print runs and steps as one JSON line at the end of stdout", runtime=True)
 
@@ -98,7 +97,7 @@ def _conduct(
 ) -> dict[str, Any]:
     """Runs the steps, says what came of them, and raises where that is not all of them."""
     from qurating_jax.experiments.records import RUNS
-    from qurating_jax.experiments.running import checks, graph_text
+    from qurating_jax.experiments.running import checks, final_report, graph_text
     from qurating_jax.experiments.running.conductor import Conductor, Settings
     from qurating_jax.experiments.running.stage_processes import environment
     from qurating_jax.experiments.step_records import RECORDS
@@ -114,7 +113,7 @@ def _conduct(
         rebuild=config.rebuild,
     )
     here = [key for key in keys if not config.launch.words(settings.processes(graph.nodes[key].stage))]
-    with _ending_at_term():
+    with final_report.ending_at_term():
         checks.preflight(graph, here, states, settings.config_path, variables)
     conductor = Conductor(graph, keys, digests, settings)
     results = conductor.run()
@@ -125,18 +124,11 @@ def _conduct(
         raise Interrupted("interrupted; the same command resumes")
     counts = graph_text.counts(graph, keys, results)
     _compare(graph, [run for run in graph.runs if counts["runs"][run.name] == "complete"])
+    page = final_report.make_report(graph.output, logs, variables) if config.report else None
+    if page is not None:
+        terminal.show([], f"report: {page}")
     _raise_failures(graph, results, counts)
     return counts
-
-
-@contextlib.contextmanager
-def _ending_at_term() -> Iterator[None]:
-    """TERM ends the block as Ctrl-C does, and with it a process that is waited for there."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _place(output: str) -> str:

@@ -26,6 +26,7 @@ TOP_K, SAMPLE, INVERSE = (
 )  # fmt: skip
 NAMES = ("uniform", TOP_K, SAMPLE, INVERSE, "dsir_wikipedia", "curriculum_low_to_high")
 WORDS = [*(str(FOLDER / f"{name}.yaml") for name in NAMES), "--scale", "debug"]
+RUN = [*WORDS, "--report", "false"]
 OWN = ("select", "tokenize", "train-lm", "eval-lm")  # stages of which every experiment has a run of its own
 SHARED = ("corpus", "train-tokenizer", "judge-run", "train-rater", "annotate")
 RATING = "educational_value_average"
@@ -36,7 +37,7 @@ TIMEOUT = 1500  # beside other load
 def done(tmp_path_factory):
     """(folder, what the command printed) of the six."""
     root = tmp_path_factory.mktemp("six")
-    process = runs.start(root, *WORDS, "--max_parallel", 2)
+    process = runs.start(root, *RUN, "--max_parallel", 2)
     try:
         out, error = process.communicate(timeout=TIMEOUT)
     finally:
@@ -184,7 +185,7 @@ def test_a_second_start_does_nothing(done):
     files = [path for path in (root / "out").rglob("*") if path.is_file() and path.parent.name != "logs"]
     before = {path: path.read_bytes() for path in files}
     times = {path: path.stat().st_mtime_ns for path in files if "runs" not in path.parts[len(root.parts) :]}
-    told = json.loads(ask(root, "run", *WORDS, "--output", "out", "--json").splitlines()[-1])
+    told = json.loads(ask(root, "run", *RUN, "--output", "out", "--json").splitlines()[-1])
     assert {step["state"] for step in told["steps"].values()} == {"done"}
     assert {path: path.read_bytes() for path in files} == before
     assert {path: path.stat().st_mtime_ns for path in times} == times

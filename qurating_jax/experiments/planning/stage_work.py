@@ -314,14 +314,17 @@ def _annotate(known: Amounts, node: Node, site: Site) -> Work:
 
 
 def _eval_lm(known: Amounts, node: Node, site: Site) -> Work:
-    """Tokens of the held-out documents, once per model, and again what windows share."""
+    """Tokens of the held-out documents, once per model, and again what windows share; tasks are not counted."""
     config, read = node.config, known.read_by(node)
+    asked = (f"tasks are not counted ({', '.join(config.tasks)})",) if config.tasks else ()
+    if asked and not config.input:
+        return Work("device", "tokens", notes=asked)
     models = [model for place in config.model for model in architectures.models_at(known, place)]
     decoders = [model for model in models if isinstance(model, DecoderConfig)]
     if len(decoders) < len(models) or not decoders:
-        return Work("device", "tokens", notes=("which model is evaluated is not known",))
+        return Work("device", "tokens", notes=("which model is evaluated is not known", *asked))
     if read.tokens is None:
-        return Work("device", "tokens")
+        return Work("device", "tokens", notes=asked)
     tokens = float(read.tokens)
     if config.max_documents is not None and read.documents:
         tokens *= min(1.0, config.max_documents / read.documents)
@@ -331,7 +334,7 @@ def _eval_lm(known: Amounts, node: Node, site: Site) -> Work:
     tokens *= 1 + beyond * ((context - 1) / stride - 1)
     length = float(min(context, max(1.0, read.mean_tokens or context)))
     flops = sum(float(forward_flops(model, length)) for model in decoders) * tokens / length
-    notes = tuple(f"{place}: counted as one model" for place in config.model if place.endswith("@all"))
+    notes = (*(f"{place}: counted as one model" for place in config.model if place.endswith("@all")), *asked)
     size = None if read.documents is None else _BYTES_PER_RATED * read.documents * len(decoders)
     facts = {"models": len(decoders)}
     return Work("device", "tokens", tokens * len(decoders), flops, storage=size, notes=notes, facts=facts)
