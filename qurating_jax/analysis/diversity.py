@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qurating_jax.analysis.words import words
-from qurating_jax.method import gumbel
 from qurating_jax.runtime.progress import progress
 
 NEAR_WORDS = 13  # of a run that two texts have in common: long enough that hardly any is chance
@@ -112,7 +111,7 @@ def count_words(texts: Iterable[str], most: int) -> int:
 
 
 def ngrams(numbers: Hashes, size: int) -> Hashes:
-    """Hashes of the n-grams of a text's words, uint64 [max(w - n + 1, 0)]: a polynomial in the words' numbers, mixed.
+    """Hashes of the n-grams of a text's words, uint64 [max(w - n + 1, 0)]: a polynomial in the words' numbers, mod 2^64.
 
     Args:
         numbers: uint64 [w], a random number of every word.
@@ -123,7 +122,7 @@ def ngrams(numbers: Hashes, size: int) -> Hashes:
     for place in range(size):
         np.multiply(found, np.uint64(_FACTOR), out=found)
         np.add(found, numbers[place : place + count], out=found)
-    return gumbel.uniform_bits(found, size)
+    return found
 
 
 class _WordNumbers(dict[str, int]):

@@ -2,8 +2,8 @@
 
 The keys and the rules are those of the stage, to the bit: normalized ratings over a temperature plus the Gumbel noise
 of (seed, document id), taken in decreasing order within domains whose parts of the budget are in proportion to their
-tokens. The stage finds thresholds in passes over a corpus of any size; here everything is sorted: about 50 bytes for a
-document, and a second for every ten million of them and draw.
+tokens. The stage finds thresholds in passes over a corpus of any size; here everything is sorted in memory, about 50
+bytes for a document.
 """
 
 import math

@@ -61,14 +61,16 @@ def found():
     return ids, studied, tables(studied, **options, selections={}), options
 
 
-def _grid(studied, by_domain, temperatures=(0.5, 2.0)):
+def _grid(studied, by_domain, noise_group=""):
     domains, count = (studied.domains, 3) if by_domain else (None, 1)
-    grid = Grid(studied.hashes, domains, count, studied.tokens, studied.ratings, temperatures, FRACTION, SEED)
+    grid = Grid(
+        studied.hashes, domains, count, studied.tokens, studied.ratings, (0.5, 2.0), FRACTION, SEED, noise_group
+    )
     return {selection.name: selection for selection in grid.draw()}
 
 
-@pytest.mark.parametrize("by_domain", [True, False])
-def test_the_grid_is_what_the_stage_selects(tmp_path, by_domain):
+@pytest.mark.parametrize(("by_domain", "noise_group"), [(True, ""), (False, "shared")])
+def test_the_grid_is_what_the_stage_selects(tmp_path, by_domain, noise_group):
     ids, studied = corpus()
     (tmp_path / "in").mkdir()
     columns = {f"{name}_average": pa.array(values, from_pandas=True) for name, values in studied.ratings.items()}
@@ -77,7 +79,7 @@ def test_the_grid_is_what_the_stage_selects(tmp_path, by_domain):
     shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
     pq.write_table(shuffled.slice(0, 250), tmp_path / "in" / "a.parquet")
     pq.write_table(shuffled.slice(250), tmp_path / "in" / "b.parquet")
-    selections = _grid(studied, by_domain)
+    selections = _grid(studied, by_domain, noise_group)
     assert len(selections) == 7
     for number, selection in enumerate(selections.values()):
         output = tmp_path / str(number)
@@ -92,6 +94,7 @@ def test_the_grid_is_what_the_stage_selects(tmp_path, by_domain):
                 rating=(f"{selection.criterion or QUALITY}_average",),
                 budget_fraction=FRACTION,
                 seed=SEED,
+                noise_group=noise_group,
                 **given,
             )
         )
@@ -221,8 +224,10 @@ def test_distinct_ngrams_of_as_many_words(found, monkeypatch):
     assert rows["tiny"]["distinct_1"] is rows["tiny"]["ngram_words"] is None
 
 
-def test_the_order_of_the_documents_does_not_count(found):
-    _, studied, made, options = found
+def test_the_order_of_the_documents_does_not_count(found, monkeypatch):
+    _, studied, _, options = found
+    monkeypatch.setattr(selection_effect, "_LEAST_WORDS", 100)
+    made = tables(studied, **options, selections={})
     order = np.random.default_rng(5).permutation(len(studied.hashes))
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
