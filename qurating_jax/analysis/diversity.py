@@ -111,7 +111,7 @@ def count_words(texts: Iterable[str], most: int) -> int:
 
 
 def ngrams(numbers: Hashes, size: int) -> Hashes:
-    """Hashes of the n-grams of a text's words, uint64 [max(w - n + 1, 0)]: a polynomial in the words' numbers, mod 2^64.
+    """Hashes of the n-grams of a text's words, uint64 [max(w - n + 1, 0)]: polynomials in their numbers, mod 2^64.
 
     Args:
         numbers: uint64 [w], a random number of every word.
