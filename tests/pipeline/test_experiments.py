@@ -242,3 +242,19 @@ def test_a_plan_of_the_whole_agrees_too(done, planned, made):
     after = json.loads(ask(root, "plan", *WORDS, "--device", "cpu", "--output", "out", "--json").splitlines()[-1])
     assert all(node["done"] for node in after["nodes"])
     assert (after["left"]["runs"], after["all"]["runs"]) == (0, len(runs.steps(root)))
+
+
+def test_the_command_ends_with_the_report_once(done):
+    """The last test here: the output has an analysis and a report from now on."""
+    root, _ = done
+    page = root / "out" / "report" / "report.html"
+    assert not page.exists()
+    assert f"report: {page}" in ask(root, "run", *WORDS, "--output", "out").splitlines()
+    assert manifest.read(str(root / "out" / "analysis"))["stage"] == "analyze"
+    text = page.read_text()
+    for name in NAMES:
+        assert name in text
+    before = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*") if path.is_file()}
+    assert f"report: {page}" in ask(root, "run", *WORDS, "--output", "out").splitlines()
+    after = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} <= set((root / "out" / "runs").rglob("*"))
