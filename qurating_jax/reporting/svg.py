@@ -18,6 +18,7 @@ from qurating_jax.reporting.text import number
 NUM_COLOURS = 8
 LABEL_CHARACTERS = 200
 Attributes = dict[str, Any]
+_SLIM, _BROAD = "iljtf.,:;|' []()", "0123456789mwMW%_"
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 
 
@@ -54,7 +55,14 @@ def picture(title: str, description: str, width: float, height: float, content: 
 def text_width(text: str, size: float = 12.0) -> float:
     """About how wide a line is in a system font: East Asian signs are square, others a little over half as wide."""
     units = (
-        1.0 if unicodedata.east_asian_width(sign) in "WF" else 0.36 if sign in "iljtf.,:;|' " else 0.57 for sign in text
+        1.0
+        if unicodedata.east_asian_width(sign) in "WF"
+        else 0.4
+        if sign in _SLIM
+        else 0.65
+        if sign in _BROAD
+        else 0.57
+        for sign in text
     )
     return size * sum(units)
 
