@@ -63,7 +63,7 @@ def by_group(
         level: of the intervals: Student's t of means, Wilson's of shares, Welch's of differences.
     """
     rows = []
-    thresholds = {name: threshold(rating, tokens, budget_fraction) for name, rating in ratings.items()}
+    thresholds = {name: threshold(rating, tokens, budget_fraction) for name, rating in ratings.items() if groupings}
     for column, grouping in groupings.items():
         sizes = np.bincount(grouping.codes[grouping.codes >= 0], minlength=len(grouping.names))
         shown = sorted(np.argsort(-sizes, kind="stable")[:MOST_GROUPS].tolist())

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from qurating_jax.analysis.means import Floats
 from qurating_jax.method import gumbel
-from qurating_jax.method.agreement import average_ranks
 
 PERCENTILES = (1, 5, 30, 50, 70, 95, 99)
 EXCERPT_CHARACTERS = 400
@@ -21,13 +20,21 @@ EXAMPLES = pa.schema(
 )
 
 
-def percentiles_of(values: Floats) -> Floats:
-    """Mid-rank percentiles 100 (rank - 1/2) / n of the rated documents, equal ratings sharing theirs; NaN elsewhere."""
-    found = np.full(len(values), np.nan)
-    known = ~np.isnan(values)
-    if known.any():
-        found[known] = 100.0 * (average_ranks(values[known]) - 0.5) / int(known.sum())
-    return found
+def percentiles_among(values: Floats, rows: NDArray[np.int64]) -> Floats:
+    """Mid-rank percentiles 100 (rank - 1/2) / n of some documents among all rated ones, equal ratings sharing theirs.
+
+    Args:
+        values: float64 [n], NaN where a document has none.
+        rows: int64 [m], of the documents that are asked for.
+
+    Returns:
+        float64 [m], NaN where unrated.
+    """
+    rising = np.sort(values)  # NaN at the end
+    num_rated = len(values) - int(np.isnan(values).sum())
+    asked = values[rows]
+    below, upto = (np.searchsorted(rising[:num_rated], asked, side=side) for side in ("left", "right"))
+    return np.where(np.isnan(asked), np.nan, 100.0 * (below + upto) / (2.0 * max(num_rated, 1)))
 
 
 def examples(

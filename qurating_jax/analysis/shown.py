@@ -26,7 +26,7 @@ def documents_table(
         corpus: all documents.
         sample: m of them.
         ratings: float64 [m] by criterion, NaN where a document has none.
-        shares: percentiles among all documents, float64 [n] by criterion.
+        shares: percentiles among all documents, float64 [m] by criterion.
         topics: int32 [m], negative for none; None: there are no topics.
         scripts: [m].
 
@@ -46,10 +46,7 @@ def documents_table(
         "script": pa.array(scripts, pa.string()),
     }
     columns |= {criterion: pa.array(values, from_pandas=True) for criterion, values in ratings.items()}
-    columns |= {
-        f"percentile_{criterion}": pa.array(values[sample.rows], from_pandas=True)
-        for criterion, values in shares.items()
-    }
+    columns |= {f"percentile_{criterion}": pa.array(values, from_pandas=True) for criterion, values in shares.items()}
     return pa.table(columns)
 
 

@@ -25,7 +25,7 @@ from qurating_jax.analysis.corpus import Corpus
 from qurating_jax.analysis.inputs import LOG_LIKELIHOOD, Plan
 from qurating_jax.analysis.judged import JudgedPairs
 from qurating_jax.analysis.means import Floats
-from qurating_jax.analysis.sample import SHOWN_GROUP, Sample, window_ratings
+from qurating_jax.analysis.sample import SHOWN_GROUP, Sample, draw, window_ratings
 from qurating_jax.analysis.selection_effect import Studied
 from qurating_jax.analysis.selection_grid import Made
 from qurating_jax.analysis.topics import Topics
@@ -33,6 +33,7 @@ from qurating_jax.method import gumbel
 
 DOCUMENTS_PER_TOPIC = 250  # of the sample, where the number of topics is not given
 MOST_TOPICS = 40
+MOST_CORRELATED = 1_000_000  # documents: ranks of more cost memory, and say the same to a thousandth
 
 log = logging.getLogger(__name__)
 
@@ -91,48 +92,14 @@ def analyze(
     ratings = {criterion: corpus.numbers[column] for criterion, column in plan.columns.items()}
     _note_ratings(found, ratings)
     _corpus_tables(found, corpus, ratings, plan, settings)
-    shares = {criterion: percentiles.percentiles_of(values) for criterion, values in ratings.items()}
+    shares = {name: percentiles.percentiles_among(values, sample.rows) for name, values in ratings.items()}
     features, script_codes, script_names = measure(sample, on_text)
     part = _Part(corpus, sample, ratings)
     _sample_tables(found, part, features, script_codes, script_names, settings)
     made = _topics(found, part, settings)
     labels = made.labels if made.terms else None
-    found.tables |= selection_effect.tables(
-        Studied(
-            hashes=corpus.hashes,
-            domains=corpus.domains,
-            domain_names=corpus.domain_names,
-            tokens=corpus.tokens,
-            ratings=ratings,
-            rows=sample.rows,
-            topics=made.labels,
-            topic_names=made.names,
-            scripts=script_codes,
-            script_names=script_names,
-            texts=sample.texts,
-        ),
-        temperatures=settings.temperatures,
-        budget_fraction=settings.budget_fraction,
-        by_domain=settings.by_domain,
-        seed=settings.seed,
-        selections=selections,
-        level=settings.level,
-    )
-    found.tables |= audit.tables(
-        corpus.hashes,
-        corpus.domains,
-        corpus.domain_names,
-        corpus.tokens,
-        ratings,
-        sample.rows,
-        labels,
-        labels={name: corpus.numbers[name] for name in plan.labels},
-        judged=judged,
-        budget_fraction=settings.budget_fraction,
-        temperature=settings.audit_temperature,
-        level=settings.level,
-        seed=settings.seed,
-    )
+    found.tables |= _selection_effect(part, made, script_codes, script_names, selections, settings)
+    found.tables |= _audit(part, labels, plan, judged, settings)
     of_text = [script_names[code] for code in script_codes]
     documents = shown.documents_table(corpus, sample, part.ratings, shares, labels, of_text)
     found.add("documents", documents, "no document of the sample is rated")
@@ -150,10 +117,9 @@ def _texts(
     """The documents at percentiles, and those that are shown in full."""
     corpus, sample = part.corpus, part.sample
     examples = percentiles.examples(part.ratings, part.domains, corpus.domain_names)
-    of_sample = {criterion: values[sample.rows] for criterion, values in shares.items()}
     rows = percentiles.shown_documents(
         part.hashes,
-        of_sample,
+        shares,
         [row for *_, row in examples],
         settings.num_shown_documents,
         gumbel.noise_stream(settings.seed, SHOWN_GROUP),
@@ -212,7 +178,11 @@ def _corpus_tables(
     domains, names, level = corpus.domains, corpus.domain_names, settings.level
     found.add("ratings_summary", distributions.summary(ratings, domains, names), "no documents")
     found.add("ratings_histogram", distributions.histogram(ratings, domains, names), "no document is rated")
-    pairs = correlations.criteria(ratings, domains, names, level)
+    used = draw(corpus.hashes, np.ones(len(corpus), bool), MOST_CORRELATED, settings.seed)
+    drawn = {name: values[used] for name, values in ratings.items()}
+    pairs = correlations.criteria(drawn, domains[used], names, level)
+    if len(used) < len(corpus):
+        found.notes.append(f"correlations: of {len(used):,} documents, drawn as the sample is.")
     found.add("correlations", pairs, "there is one criterion")
     grouped = groups.by_group(
         ratings, corpus.tokens, corpus.groups, budget_fraction=settings.budget_fraction, level=level
@@ -267,3 +237,54 @@ def _topics(found: Analysis, part: "_Part", settings: Settings) -> Topics:
     chosen = "given" if settings.num_topics else f"one for {DOCUMENTS_PER_TOPIC} documents, 2 to {MOST_TOPICS}"
     found.notes.append(f"{topics.describe(made)} {num_topics} were asked for ({chosen}).")
     return made
+
+
+def _selection_effect(
+    part: "_Part",
+    made: Topics,
+    script_codes: NDArray[np.int32],
+    script_names: Sequence[str],
+    selections: Mapping[str, Made],
+    settings: Settings,
+) -> dict[str, pa.Table]:
+    return selection_effect.tables(
+        Studied(
+            hashes=part.corpus.hashes,
+            domains=part.corpus.domains,
+            domain_names=part.corpus.domain_names,
+            tokens=part.corpus.tokens,
+            ratings=part.all_ratings,
+            rows=part.sample.rows,
+            topics=made.labels,
+            topic_names=made.names,
+            scripts=script_codes,
+            script_names=script_names,
+            texts=part.sample.texts,
+        ),
+        temperatures=settings.temperatures,
+        budget_fraction=settings.budget_fraction,
+        by_domain=settings.by_domain,
+        seed=settings.seed,
+        selections=selections,
+        level=settings.level,
+    )
+
+
+def _audit(
+    part: "_Part", labels: NDArray[np.int32] | None, plan: Plan, judged: JudgedPairs | None, settings: Settings
+) -> dict[str, pa.Table]:
+    return audit.tables(
+        part.corpus.hashes,
+        part.corpus.domains,
+        part.corpus.domain_names,
+        part.corpus.tokens,
+        part.all_ratings,
+        part.sample.rows,
+        labels,
+        labels={name: part.corpus.numbers[name] for name in plan.labels},
+        judged=judged,
+        budget_fraction=settings.budget_fraction,
+        temperature=settings.audit_temperature,
+        level=settings.level,
+        seed=settings.seed,
+    )

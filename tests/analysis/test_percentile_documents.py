@@ -9,11 +9,16 @@ from qurating_jax.method import gumbel
 HASHES = gumbel.hash_ids([f"doc-{number}" for number in range(2000)])
 
 
+def among(values):
+    return percentiles.percentiles_among(values, np.arange(len(values)))
+
+
 def test_percentiles_are_mid_ranks():
     values = np.array([3.0, np.nan, 1.0, 3.0, 2.0])
     expected = 100 * (pd.Series(values).rank() - 0.5) / 4
-    np.testing.assert_array_equal(percentiles.percentiles_of(values), expected)
-    assert np.isnan(percentiles.percentiles_of(np.full(3, np.nan))).all()
+    np.testing.assert_array_equal(among(values), expected)
+    np.testing.assert_array_equal(percentiles.percentiles_among(values, np.array([4, 0])), expected[[4, 0]])
+    assert np.isnan(among(np.full(3, np.nan))).all()
 
 
 def test_examples_stand_at_their_percentile():
@@ -37,7 +42,7 @@ def test_excerpts_are_the_beginning_and_one_document_stands_at_all():
 
 
 def test_shown_documents_hold_the_tails_as_often_as_the_middle():
-    values = percentiles.percentiles_of(np.random.default_rng(0).normal(size=2000))
+    values = among(np.random.default_rng(0).normal(size=2000))
     stream = gumbel.noise_stream(0, "test")
     rows = percentiles.shown_documents(HASHES, {"c": values}, [], 160, stream)
     edges = np.array(percentiles.STRATA)
@@ -50,7 +55,7 @@ def test_shown_documents_hold_the_tails_as_often_as_the_middle():
 
 
 def test_examples_come_first_and_nothing_is_shown_twice():
-    values = percentiles.percentiles_of(np.arange(2000.0))
+    values = among(np.arange(2000.0))
     stream = gumbel.noise_stream(0, "test")
     always = [7, 5, 7, 1999]
     rows = percentiles.shown_documents(HASHES, {"c": values, "d": -values + 100}, always, 50, stream)
