@@ -101,7 +101,7 @@ def tables(
     tokens. "Before" are all documents with tokens, rated or not.
 
     - `effective_sample_size`, `effective_share`, `kl_from_uniform`: of the sampling distribution, as in the stage's
-      `selection.json`; null where nothing is sampled by a temperature.
+      `selection.json` (and from there, for selections that were made); null where nothing is sampled by a temperature.
     - `mean_rating`: of the selection's own criterion, over documents; normalized by mean and standard deviation of the
       documents with tokens. `selection_ratings` has it for every criterion, with Student's t intervals.
     - `mix_change_*`: total variation between the mixes before and after; null where there is one part only.

@@ -1,8 +1,8 @@
 """Selections to study: a grid of rules drawn as `qurating select` draws them, and selections that were made."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, fields
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,7 @@ COLUMN = "{}_average"  # of a criterion, as the stage knows it: it names the noi
 Floats = NDArray[np.float64]
 
 
-class Made(TypedDict):
-    """A selection that was made: its rows among n documents, int64 [k], and its rule; `criterion` "" for none."""
-
-    rows: NDArray[np.int64]
-    strategy: str
-    temperature: float | None
-    criterion: str
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Sampling:
     """How far from uniform a rule samples, see `stats.SoftmaxMoments`.
 
@@ -37,6 +28,27 @@ class Sampling:
     effective_sample_size: float
     effective_share: float
     kl_from_uniform: float
+
+    @classmethod
+    def of_explanation(cls, document: Mapping[str, Any]) -> "Sampling | None":
+        """What `selection.json` says; None where nothing was sampled by a temperature."""
+        found = [document.get(field.name) for field in fields(cls)]
+        numbers = [float(value) for value in found if isinstance(value, int | float)]
+        return cls(*numbers) if len(numbers) == len(found) else None
+
+
+class Made(TypedDict):
+    """A selection that was made: its rows among n documents, int64 [k], and its rule; `criterion` "" for none.
+
+    `sampling` is what the stage wrote of it: the rule says too little (inverse, a reference, ranks, the documents left
+    out) to compute it here.
+    """
+
+    rows: NDArray[np.int64]
+    strategy: str
+    temperature: float | None
+    criterion: str
+    sampling: NotRequired[Sampling | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +135,13 @@ class Grid:
                 yield self._drawn(name, criterion, rule, pool, logits + noise, sampling(logits, self.tokens))
 
     def made(self, selections: Mapping[str, Made]) -> Iterator[Selection]:
-        """Selections that were made, with the sampling of their rule where it is known."""
+        """Selections that were made."""
         for name, made in selections.items():
             chosen = np.zeros(len(self.tokens), bool)
             chosen[made["rows"]] = True
-            known, rule = None, Rule(COLUMN.format(made["criterion"]), made["temperature"])
-            if made["strategy"] == "sample" and made["criterion"] in self.usable and made["temperature"]:
-                known = sampling(draws.logits(rule, self.ratings[made["criterion"]], self.tokens), self.tokens)
-            elif made["strategy"] == "uniform":
-                count = int(np.count_nonzero(self.tokens > 0))
-                known = Sampling(float(count), 1.0, 0.0) if count else None
-            yield Selection(name, made["criterion"], made["strategy"], made["temperature"], "real", chosen, known)
+            yield Selection(
+                name, made["criterion"], made["strategy"], made["temperature"], "real", chosen, made.get("sampling")
+            )
 
     def _drawn(
         self, name: str, criterion: str, rule: Rule, pool: Pool, keys: Floats, known: Sampling | None

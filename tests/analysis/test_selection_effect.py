@@ -13,7 +13,7 @@ import scipy.stats
 
 from qurating_jax.analysis import selection_effect
 from qurating_jax.analysis.selection_effect import Studied, tables
-from qurating_jax.analysis.selection_grid import Grid
+from qurating_jax.analysis.selection_grid import Grid, Sampling
 from qurating_jax.method import gumbel
 from qurating_jax.pipeline import select_subset
 from qurating_jax.runtime.errors import UserError
@@ -103,6 +103,7 @@ def test_the_grid_is_what_the_stage_selects(tmp_path, by_domain, noise_group):
         explained = json.loads((output / "selection.json").read_text())
         names = ("effective_sample_size", "effective_share", "kl_from_uniform")
         sampled = [explained[name] for name in names]
+        assert (Sampling.of_explanation(explained) is None) == (sampled == [None] * 3)
         known = selection.sampling
         assert sampled == ([None] * 3 if known is None else pytest.approx([getattr(known, name) for name in names]))
 
@@ -182,14 +183,25 @@ def test_planted_effects_show(found):
     assert rows[f"{QUALITY}, top_k"]["mix_change_domain"] < 0.03
 
 
+def test_the_sampling_that_a_stage_wrote():
+    assert Sampling.of_explanation({"effective_sample_size": 3, "effective_share": 0.5, "kl_from_uniform": 0.25}) == (
+        Sampling(3.0, 0.5, 0.25)
+    )
+    for document in ({}, {"effective_sample_size": None, "effective_share": 0.5, "kl_from_uniform": 0.25}):
+        assert Sampling.of_explanation(document) is None
+
+
 def test_selections_that_were_made(found):
     _, studied, made, options = found
     drawn = _grid(studied, True)[f"{QUALITY}, temperature 2"]
     real = {
-        "mine": {"rows": np.flatnonzero(drawn.chosen), "strategy": "sample", "temperature": 2.0, "criterion": QUALITY},
+        "mine": {
+            "rows": np.flatnonzero(drawn.chosen), "strategy": "sample", "temperature": 2.0, "criterion": QUALITY,
+            "sampling": drawn.sampling,
+        },
         "dsir": {"rows": np.arange(50), "strategy": "dsir", "temperature": None, "criterion": ""},
         "none": {"rows": np.zeros(0, np.int64), "strategy": "mix", "temperature": 2.0, "criterion": "unknown"},
-    }
+    }  # fmt: skip
     again = {row["name"]: row for row in tables(studied, **options, selections=real)["selection_effect"].to_pylist()}
     expected = next(row for row in made["selection_effect"].to_pylist() if row["name"] == drawn.name)
     differing = {"name", "kind", "ngram_words", "distinct_1", "distinct_2", "distinct_3"}
@@ -197,7 +209,7 @@ def test_selections_that_were_made(found):
         assert name in differing or again["mine"][name] == value
     assert again["mine"]["kind"] == "real"
     assert again["dsir"]["num_selected"] == 50
-    assert again["dsir"]["mean_rating"] is None
+    assert again["dsir"]["mean_rating"] is again["dsir"]["kl_from_uniform"] is None
     assert again["none"]["num_selected"] == again["none"]["selected_tokens"] == 0
     for name in ("duplicate_share", "repeated_share", "mix_change_topic", "topic_entropy", "kl_from_uniform"):
         assert again["none"][name] is None
