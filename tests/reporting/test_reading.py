@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, artifact
 
 from qurating_jax.reporting import artifacts, blocks, cleaning, values
+from qurating_jax.reporting.pages.curves import curve, mean_curve
 from qurating_jax.runtime import manifest
 
 
@@ -173,3 +174,10 @@ def test_thin_keeps_both_ends(length, most):
     assert not length or (places[0], places[-1]) == (0, length - 1)
     if length <= most:
         assert places == list(range(length))
+
+
+def test_the_mean_of_curves_is_of_the_points_that_all_have():
+    curves = [[(1, 2.0), (2, 4.0), (3, None)], [(1, 4.0), (3, 1.0), (4, 1.0)]]
+    assert mean_curve(curves) == [(1, 3.0)]
+    assert mean_curve([[(1, 2.0)], [(2, 2.0)]]) == []
+    assert curve([(1, None), (None, 2.0), (2, 3.0)]) == ((1, 2), (None, 3.0))

@@ -56,13 +56,17 @@ def _pair(row: dict[str, Any]) -> ShownPair:
         second_id=text(row.get("second_id")),
         first_domain=text(row.get("first_domain")),
         second_domain=text(row.get("second_domain")),
-        first_text=text(row["first_text"])[:TEXT_CHARACTERS],
-        second_text=text(row["second_text"])[:TEXT_CHARACTERS],
+        first_text=_cut(text(row["first_text"])),
+        second_text=_cut(text(row["second_text"])),
         p_forward=number(row["p_forward"]),
         p_backward=number(row["p_backward"]),
         p_rater=number(row.get("p_rater")),
         held_out=held_out if isinstance(held_out, bool) else None,
     )
+
+
+def _cut(body: str) -> str:
+    return body if len(body) <= TEXT_CHARACTERS else f"{body[: TEXT_CHARACTERS - 1]}…"
 
 
 def _judged(judged: list[Artifact], settings: Settings, notes: Notes) -> Iterator[PairsExplorer]:
