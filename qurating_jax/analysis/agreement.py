@@ -4,6 +4,7 @@ A rater that tells domains apart and nothing else agrees with every label that d
 it does not. Pairs of one domain and pairs of two are therefore counted apart.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +22,12 @@ from qurating_jax.method.intervals import wilson
 JUDGMENTS = "judgments"
 SPEARMAN, PAIR_ACCURACY = "spearman", "pair accuracy"
 POOLED, DOMAIN, TOPIC, BETWEEN = "pooled", "domain", "topic", "different domains"
+NEAR_LENGTH = "near length"  # lengths of both texts, in characters, differ by a factor of 1.1 at most
 HELD_OUT = "held out"
 ALL_KNOWN, ALL_UNKNOWN = "all, some of them trained on", "all, training unknown"
 MARGINS = (0.0, 0.5, 0.8)
 ENOUGH_HELD_OUT = 100  # pairs, to leave the others out
+_NEAR = math.log(1.1) + 1e-9
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("criterion", "source", "within", "part", "measure", "pairs")]
@@ -73,9 +76,10 @@ def label_rows(
 def judgment_rows(criterion: str, judged: JudgedPairs, documents: Audited | None, level: float) -> list[dict[str, Any]]:
     """Shares of pairs that the rater orders as the judge does, at each margin of the judge's confidence.
 
-    Pairs of all kinds, of one domain (all together, and by domain), of different domains, and of one topic, where both
-    documents are in the sample. Pairs that the judge is undecided about (exactly 0.5) do not count; where the rater is,
-    they count half. Where `ENOUGH_HELD_OUT` pairs were held out of the rater's training, only those are counted.
+    Pairs of all kinds, of one domain (all together, and by domain), of different domains, of nearly the same length,
+    and of one topic, where both documents are in the sample. Pairs that the judge is undecided about (exactly 0.5) do
+    not count; where the rater is, they count half. Where `ENOUGH_HELD_OUT` pairs were held out of the rater's training, only
+    those are counted.
     Wilson's intervals take pairs for independent: where a document is in many pairs they are too narrow.
 
     Args:
@@ -121,6 +125,9 @@ def _kinds(judged: JudgedPairs, documents: Audited | None) -> list[tuple[str, st
         known = (sides != numbers.get(UNKNOWN, -1)).all(axis=1)
         kinds += [(DOMAIN, "", same & known), (BETWEEN, "", ~same & known)]
         kinds += [(DOMAIN, name, same & known & (sides[:, 0] == number)) for name, number in numbers.items()]
+    length = np.maximum([len(text) for text in judged.texts], 1)
+    log_ratio = np.log(length[judged.second] / length[judged.first])
+    kinds.append((NEAR_LENGTH, "", np.abs(log_ratio) <= _NEAR))
     if documents is not None and len(judged):
         topics = [documents.topics_of([both[side] for both in judged.ids]) for side in (0, 1)]
         kinds.append((TOPIC, "", (topics[0] == topics[1]) & (topics[0] >= 0)))

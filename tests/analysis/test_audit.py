@@ -164,7 +164,8 @@ def test_pair_accuracy_by_hand():
     domains = [("web", "web"), ("web", "web"), ("web", "web"), ("web", "code"), ("code", "code"), ("web", "web")]
     numbers = np.arange(6)
     judged = JudgedPairs(
-        criteria=("quality",), judge="", texts=[""] * 6, first=numbers, second=numbers, ids=[("a", "b")] * 6,
+        criteria=("quality",), judge="", texts=["x" * 100] * 6 + ["x" * 110, "x" * 111], ids=[("a", "b")] * 6,
+        first=numbers, second=np.array([6, 7, 7, 7, 7, 7]),
         domains=domains, forward=average, backward=average, average=average, held_out=None, rater=rater, num_judged=6,
     )  # fmt: skip
     found = run(documents, np.arange(4.0), judged=judged)
@@ -185,6 +186,9 @@ def test_pair_accuracy_by_hand():
         ("domain", "code", 0.0): (1, 1.0),
         ("domain", "code", 0.5): (1, 1.0),
         ("domain", "code", 0.8): (1, 1.0),
+        ("near length", "", 0.0): (1, 1.0),
+        ("near length", "", 0.5): (1, 1.0),
+        ("near length", "", 0.8): (1, 1.0),
         ("different domains", "", 0.0): (1, 0.0),
         ("different domains", "", 0.5): (1, 0.0),
         ("different domains", "", 0.8): (1, 0.0),
