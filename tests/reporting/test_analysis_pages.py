@@ -251,6 +251,7 @@ def test_pairs_with_what_the_rater_says(tmp_path):
     (place / "tables").mkdir()
     pq.write_table(pa.table(pairs), place / "tables" / "pairs.parquet")
     (explorer,) = pages(tmp_path)["pairs"].blocks
+    assert [pair.held_out for pair in explorer.pairs] == [True, None]
     shown = {pair.judge: pair for pair in explorer.pairs}
     one = shown[HOSTILE]
     assert (one.criterion, one.p_forward, one.p_backward, one.p_rater, one.held_out) == (
@@ -262,4 +263,4 @@ def test_pairs_with_what_the_rater_says(tmp_path):
     )
     assert (one.first_text, one.second_domain) == ("first text", "second domain")
     assert (shown["two"].p_forward, shown["two"].p_rater, shown["two"].held_out) == (None, None, None)
-    assert "not trained on 1 of them" in explorer.sample_note
+    assert "first the 1 on which the rater was not trained" in explorer.sample_note

@@ -36,13 +36,14 @@ def _without_texts(pair: ShownPair) -> ShownPair:
 def _analysed(evidence: Evidence) -> Iterator[PairsExplorer]:
     rows = evidence.analysis.rows("pairs", "criterion", "first_text", "second_text", "p_forward", "p_backward")
     settings = evidence.settings
-    shown = [rows[place] for place in _order([_key(row) for row in rows], settings.seed)[: settings.max_pairs]]
+    drawn = [rows[place] for place in _order([_key(row) for row in rows], settings.seed)]
+    shown = sorted(drawn, key=lambda row: row.get("held_out") is not True)[: settings.max_pairs]
     if shown:
         pairs = tuple(_pair(row) for row in shown)
         held_out = sum(pair.held_out is True for pair in pairs)
         note = (
-            f"{len(pairs):,} of the {len(rows):,} pairs of the analysis, one criterion each; the rater was not trained "
-            f"on {held_out:,} of them."
+            f"{len(pairs):,} of the {len(rows):,} pairs of the analysis, one criterion each, drawn by a hash; first "
+            f"the {held_out:,} on which the rater was not trained."
         )
         yield PairsExplorer(pairs, len(rows), note)
 

@@ -42,7 +42,7 @@ def _facts(analysis: Analysis) -> Iterable[Block]:
     items = (
         ("documents", number(facts.get("num_documents")), ""),
         ("of them rated", number(facts.get("num_rated")), ""),
-        ("read for this analysis", number(facts.get("num_sampled")), text(facts.get("sample"))),
+        ("read for this analysis", number(facts.get("num_sampled")), ""),
     )
     if any(value is not None for _, value, _ in items):
         yield Facts(tuple(item for item in items if item[1] is not None))

@@ -223,14 +223,14 @@ def _grid(analysis: Analysis) -> Iterator[Block]:
     if cells:
         title = "What the selections did" if real else "What selections of the grid would do"
         yield Table(title, ("selection", "criterion", *map(words, known)), cells)
-    yield from _scripts(analysis)
+    yield from _scripts(analysis, {text(row["name"]) for row in real})
 
 
-def _scripts(analysis: Analysis) -> Iterator[Block]:
+def _scripts(analysis: Analysis, real: set[str]) -> Iterator[Block]:
     rows = [
         row
         for row in analysis.rows("selection_mix", "name", "kind", "part", "share_before", "share_after")
-        if row["kind"] == "script"
+        if row["kind"] == "script" and text(row["name"]) in real
     ]
     parts, names = (list(dict.fromkeys(text(row[key]) for row in rows)) for key in ("part", "name"))
     ratios = {(text(row["part"]), text(row["name"])): number(row.get("ratio")) for row in rows}

@@ -8,7 +8,7 @@ from qurating_jax.reporting.evidence import Analysis, Evidence
 from qurating_jax.reporting.pages.ratings import more
 from qurating_jax.reporting.values import number, text, words
 
-MOST_TOPICS = 40
+MOST_TOPICS = 60
 _NAME_TERMS = 3
 
 
