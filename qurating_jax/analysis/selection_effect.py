@@ -1,7 +1,19 @@
 """What selections do to a corpus: its ratings, its mix by domain, topic and script, what repeats, before and after.
 
 Numbers are those of all documents where all are known; topics, scripts and texts are those of the sample. Memory is
-about 60 bytes per document beside what is given.
+about 60 bytes per document beside what is given. Columns:
+
+- `effective_sample_size`, `effective_share`, `kl_from_uniform`: of the sampling distribution, as in the stage's
+  `selection.json` (and from there, for selections that were made); null where nothing is sampled by a temperature.
+- `mean_rating`: of the selection's own criterion, over documents; normalized by mean and standard deviation of the
+  documents with tokens. `selection_ratings` has it for every criterion, with Student's t intervals.
+- `mix_change_*`: total variation between the mixes before and after; null where there is one part only.
+- `topic_entropy`: of the topics' shares of the tokens, in nats.
+- `duplicate_share`, `near_duplicate_share`: of the `num_sampled` selected documents that are in the sample, those
+  with a copy (a near copy) anywhere in the sample; `repeated_share`: copies beyond the first among the selected.
+  Where the sample is a part of the corpus most pairs are not seen in it: these are lower bounds.
+- `distinct_1` to `distinct_3`: different over all n-grams of `ngram_words` words of selected documents in random
+  order, the same number for every selection; null for a selection of fewer than 2,000 words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,19 +110,7 @@ def tables(
     """The tables `selection_effect`, `selection_mix` and `selection_ratings`; those without rows are left out.
 
     The grid holds what `qurating select` with the same options selects, id for id. Shares and mixes are weighted by
-    tokens. "Before" are all documents with tokens, rated or not.
-
-    - `effective_sample_size`, `effective_share`, `kl_from_uniform`: of the sampling distribution, as in the stage's
-      `selection.json` (and from there, for selections that were made); null where nothing is sampled by a temperature.
-    - `mean_rating`: of the selection's own criterion, over documents; normalized by mean and standard deviation of the
-      documents with tokens. `selection_ratings` has it for every criterion, with Student's t intervals.
-    - `mix_change_*`: total variation between the mixes before and after; null where there is one part only.
-    - `topic_entropy`: of the topics' shares of the tokens, in nats.
-    - `duplicate_share`, `near_duplicate_share`: of the `num_sampled` selected documents that are in the sample, those
-      with a copy (a near copy) anywhere in the sample; `repeated_share`: copies beyond the first among the selected.
-      Where the sample is a part of the corpus most pairs are not seen in it: these are lower bounds.
-    - `distinct_1` to `distinct_3`: different over all n-grams of `ngram_words` words of selected documents in random
-      order, the same number for every selection; null for a selection of fewer than 2,000 words.
+    tokens. "Before" are all documents with tokens, rated or not. What the columns mean stands at the top.
 
     Args:
         studied: the documents and their sample.
@@ -125,22 +125,7 @@ def tables(
     Raises:
         UserError: a temperature or a budget that selects nothing.
     """
-    if not 0.0 < budget_fraction <= 1.0:
-        raise UserError(f"a budget of {budget_fraction:g} of the tokens: give a share above 0 and at most 1")
-    for temperature in temperatures:
-        if not 0.0 < temperature < float("inf"):
-            raise UserError(f"the temperature {temperature:g} samples nothing; give numbers above 0")
-    grid = Grid(
-        studied.hashes,
-        studied.domains if by_domain else None,
-        len(studied.domain_names) if by_domain else 1,
-        studied.tokens,
-        studied.ratings,
-        temperatures,
-        budget_fraction,
-        seed,
-        noise_group,
-    )
+    grid = _grid(studied, temperatures, budget_fraction, by_domain, seed, noise_group)
     copies, scales = find_copies(studied.texts), _scales(studied)
     effects, mixed, rated, sampled = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]](), []
     with progress("selections", len(grid) + len(selections), "selections") as advance:
@@ -160,6 +145,32 @@ def tables(
         "selection_ratings": (rated, SELECTION_RATINGS),
     }
     return {name: pa.Table.from_pylist(rows, schema) for name, (rows, schema) in made.items() if rows}
+
+
+def _grid(
+    studied: Studied,
+    temperatures: Sequence[float],
+    budget_fraction: float,
+    by_domain: bool,
+    seed: int,
+    noise_group: str,
+) -> Grid:
+    if not 0.0 < budget_fraction <= 1.0:
+        raise UserError(f"a budget of {budget_fraction:g} of the tokens: give a share above 0 and at most 1")
+    for temperature in temperatures:
+        if not 0.0 < temperature < float("inf"):
+            raise UserError(f"the temperature {temperature:g} samples nothing; give numbers above 0")
+    return Grid(
+        studied.hashes,
+        studied.domains if by_domain else None,
+        len(studied.domain_names) if by_domain else 1,
+        studied.tokens,
+        studied.ratings,
+        temperatures,
+        budget_fraction,
+        seed,
+        noise_group,
+    )
 
 
 def _mixes(studied: Studied, chosen: NDArray[np.bool_], level: float) -> dict[str, tuple[Sequence[str], Mix]]:
