@@ -78,9 +78,9 @@ def judgment_rows(criterion: str, judged: JudgedPairs, documents: Audited | None
 
     Pairs of all kinds, of one domain (all together, and by domain), of different domains, of nearly the same length,
     and of one topic, where both documents are in the sample. Pairs that the judge is undecided about (exactly 0.5) do
-    not count; where the rater is, they count half. Where `ENOUGH_HELD_OUT` pairs were held out of the rater's training, only
-    those are counted.
-    Wilson's intervals take pairs for independent: where a document is in many pairs they are too narrow.
+    not count; where the rater is, they count half. Where `ENOUGH_HELD_OUT` pairs were held out of the rater's
+    training, only those are counted. Wilson's intervals take pairs for independent: where a document is in many pairs
+    they are too narrow.
 
     Args:
         criterion: its name.
