@@ -103,7 +103,7 @@ def short(value: float | None) -> str:
     """A number inside a sentence: counts with thousands separators, others with four significant digits."""
     if value is None:
         return "unknown"
-    if isinstance(value, int) or abs(value) >= 10_000:
+    if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 

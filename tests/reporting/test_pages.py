@@ -56,7 +56,7 @@ def test_selections_stand_side_by_side(tmp_path):
     page = _selected(tmp_path, **explained)
     found = tables(page)
     facts = {row[0]: row[1:] for row in found["Selections"].rows}
-    assert found["Selections"].headings == ("", "cold", "hot")
+    assert found["Selections"].headings == ("fact", "cold", "hot")
     assert facts["temperature"] == (0.25, 4.0)
     assert facts["strategy"] == ("sample",) * 2
     assert facts["domain field"] == ("source, topic",) * 2

@@ -160,7 +160,8 @@ def test_values_that_are_none():
 @pytest.mark.parametrize(
     ("seeds", "cell"),
     [([3, 3], 3), ([1, 2, 6], "3 (1 to 6)"), ([0, 2], "1 (0 to 2)"), (["a", "a"], "a"), (["a", 1], "a, 1"),
-     ([None, 2], 2), ([None], None), ([1_000_000, 3_000_000], "2,000,000 (1,000,000 to 3,000,000)")],
+     ([None, 2], 2), ([None], None), ([1_000_000, 3_000_000], "2,000,000 (1,000,000 to 3,000,000)"),
+     ([1001, 3000.5], "2,001 (1,001 to 3,000)")],
 )  # fmt: skip
 def test_seeds_in_one_cell(seeds, cell):
     assert values.spread(seeds) == cell

@@ -18,6 +18,8 @@ _FACTS = (
     "threshold_rating", "effective_sample_size", "effective_share", "kl_from_uniform", "mean_rating_eligible",
     "mean_rating_selected", "num_missing_domains", "num_rejected",
 )  # fmt: skip
+# What a reader looks for first; JSON keeps no order.
+_RANK = {"selection": 0, "rating": 0, "documents": 0, "mean": 1, "mean by tokens": 2, "std": 2}
 _GRID = (
     ("mean_rating", "Mean rating of a selection by its temperature", "mean rating"),
     ("effective_share", "Effective sample size by temperature", "share of the documents"),
@@ -53,7 +55,7 @@ def _facts(found: Documents, notes: Notes) -> Iterator[Table]:
     names = dict.fromkeys(name for name, value in said if value is not None and value is not False)
     rows = tuple((words(name), *(spread([one.get(name) for one in of]) for of in facts.values())) for name in names)
     if rows:
-        yield Table("Selections", ("", *found), rows, brief=bool(notes))
+        yield Table("Selections", ("fact", *found), rows, brief=bool(notes))
 
 
 def _facts_of(document: Mapping[str, Any]) -> dict[str, Cell]:
@@ -81,7 +83,8 @@ def _ratings(found: Documents) -> Iterator[Table]:
                 row: dict[str, Cell] = {"selection": label, "rating": words(rating), "documents": side}
                 rows.append(row | {name: spread([of.get(name) for of in seeds]) for name in names})
     if rows:
-        headings = dict.fromkeys(heading for row in rows for heading in row)
+        said = dict.fromkeys(heading for row in rows for heading in row)
+        headings = sorted(said, key=lambda heading: (_RANK.get(heading, 3), list(said).index(heading)))
         cells = tuple(tuple(row.get(heading) for heading in headings) for row in rows)
         yield Table("Selections: ratings before and after", tuple(headings), cells)
 
