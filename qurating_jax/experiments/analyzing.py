@@ -17,6 +17,7 @@ from qurating_jax.analysis.judged_files import read_judged
 from qurating_jax.analysis.sample import Sample
 from qurating_jax.analysis.selection_grid import Made
 from qurating_jax.data.parts import cut_parts
+from qurating_jax.experiments.run_outputs import ANNOTATE
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
 from qurating_jax.runtime.progress import progress
@@ -26,6 +27,7 @@ from qurating_jax.selection.keys.source import SelectionSource
 
 _EXPLANATION = "selection.json"
 _AVERAGE = "_average"
+_WINDOW_TOKENS = 512
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +133,16 @@ def read_selections(
 
 
 def read_judged_pairs(
-    judgments: Sequence[str], rater: str, criteria: Sequence[str], *, num_pairs: int, seed: int
+    judgments: Sequence[str], rater: str, *, num_pairs: int, window_tokens: int, seed: int
 ) -> JudgedPairs | None:
-    """Judged pairs of the criteria with the rater's probabilities; None where there are none to read.
+    """Judged pairs with the rater's probabilities; None where there are none to read.
+
+    Args:
+        judgments: where they are.
+        rater: the rater; empty: there is none, and its probabilities are null.
+        num_pairs: at most.
+        window_tokens: longest window of the rater.
+        seed: of the draw.
 
     Raises:
         UserError: judgments or a rater that cannot be read.
@@ -144,11 +153,21 @@ def read_judged_pairs(
     if not rater:
         return judged
     texts = texts_to_score(judged)
-    loaded = Rater.load(manifest.exported(rater, *manifest.RATER_STAGES))
+    loaded = Rater.load(manifest.exported(rater, *manifest.RATER_STAGES), window_tokens=window_tokens)
     log.info("analyze: the rater scores %d judged texts", len(texts))
     with progress("analyze: judged texts", len(texts), "texts") as advance:
         scores = loaded.rate(texts, advance).averages
     return with_ratings(judged, {name: scores[:, place] for place, name in enumerate(loaded.criteria)})
+
+
+def window_tokens_of(places: Sequence[str]) -> int:
+    """The longest window that `annotate` was given for the first of its outputs among these; 512 for none."""
+    for place in places:
+        if manifest.is_artifact(place):
+            found = manifest.read(place)
+            if found["stage"] == ANNOTATE:
+                return int(found["config"]["window_tokens"])
+    return _WINDOW_TOKENS
 
 
 def _open(files: Sequence[str], options: ReadOptions) -> SelectionSource:

@@ -54,13 +54,16 @@ class Config(StageConfig):
     by_domain: bool = option(False, "of the tried selections: every domain gives its share, else one pool")
     budget_fraction: float = option(0.2, "share of the tokens that a selection takes, for thresholds and tried ones")
     num_pairs: int = option(2_000, "judged pairs at most, held-out ones first")
+    window_tokens: int | None = option(
+        None, "longest window of the rater on judged texts; null: as annotate had it, where its output is read, or 512"
+    )
     level: float = option(0.95, "level of the intervals")
     rows_per_part: int = option(100_000, "documents that are read at once, at most", runtime=True)
     bytes_per_part: int = option(128 << 20, "bytes of them, at most", runtime=True)
 
     def __post_init__(self) -> None:
         least = {"max_documents": 1, "max_characters": 100, "num_shown_documents": 0, "num_topics": 1, "num_pairs": 0}
-        least |= {"rows_per_part": 1, "bytes_per_part": 1}
+        least |= {"window_tokens": 1, "rows_per_part": 1, "bytes_per_part": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -178,7 +181,11 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
     corpus, sample = documents.corpus, documents.sample
     selections, notes = analyzing.read_selections(_named(config.selections), corpus, plan.criteria)
     judged = analyzing.read_judged_pairs(
-        config.judgments, config.rater, plan.criteria, num_pairs=config.num_pairs, seed=config.seed
+        config.judgments,
+        config.rater,
+        num_pairs=config.num_pairs,
+        window_tokens=config.window_tokens or analyzing.window_tokens_of((*config.scores, *config.input)),
+        seed=config.seed,
     )
     with progress("analyze: measuring", len(sample.rows), "documents") as advance:
         found = analyze(
