@@ -114,6 +114,22 @@ def test_ratings_beside_the_documents_select_as_those_among_them(chain, monkeypa
     assert lists[0] == lists[1]
 
 
+def test_an_output_folder_is_analysed_as_its_parts_are(chain, monkeypatch):
+    monkeypatch.chdir(chain.parents[1])
+    options = ["--num_shown_documents", "200", "--num_pairs", "200"]
+    assert command.main(["analyze", "--run", "runs/debug", "--output", "runs/whole", *options]) == 0
+    whole, parts = (chain.parent / "whole", chain / "analyze")
+    names = sorted(path.name for path in (parts / "tables").iterdir())
+    assert names == sorted(path.name for path in (whole / "tables").iterdir())
+    by_selection = {"selection_effect.parquet", "selection_mix.parquet", "selection_ratings.parquet", "texts.parquet"}
+    for name in set(names) - by_selection:  # the folder's name of the selection is `select`
+        assert (whole / "tables" / name).read_bytes() == (parts / "tables" / name).read_bytes(), name
+    assert json.loads((whole / "analysis.json").read_text())["selections"] == ["select"]
+    pairs = pq.read_table(whole / "tables" / "pairs.parquet")
+    assert len(pairs) > 0
+    assert pairs["p_rater"].null_count == 0
+
+
 def test_annotated_columns_are_the_published_ones(chain):
     table = pq.read_table(sorted((chain / "annotate").glob("part-*.parquet"))[0])
     criteria = manifest.read(str(chain / "annotate"))["counts"]["criteria"]
