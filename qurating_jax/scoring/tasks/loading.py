@@ -32,7 +32,8 @@ class LoadedTask:
         filter: the harness' filter of answers under which it counts.
         parts: the harness' tasks by name; more than one where items of several are pooled.
         files: names of the folder's files that were read.
-        note: what has to be said of its data, or empty.
+        data_note: what has to be said of its data, or empty.
+        own_examples: examples are other questions of what is asked.
     """
 
     chosen: Chosen
@@ -42,7 +43,14 @@ class LoadedTask:
     filter: str
     parts: Mapping[str, Any]
     files: tuple[str, ...] = ()
-    note: str = ""
+    data_note: str = ""
+    own_examples: bool = False
+
+    @property
+    def note(self) -> str:
+        """What has to be said below its figures, or empty."""
+        examples = "examples are other questions of the same file" if self.own_examples and self.num_fewshot else ""
+        return "; ".join(filter(None, [self.data_note, examples]))
 
     @property
     def name(self) -> str:
@@ -159,11 +167,11 @@ def _from_folder(chosen: Chosen, rows: FolderTask) -> LoadedTask:
     drawn_from = "dev" if chosen.base == "mmlu" else "train" if rows.examples is not None else "test"
     config |= {"validation_split": None, "test_split": "test", "fewshot_split": drawn_from}
     config = {key: value for key, value in config.items() if key not in ("dataset_path", "dataset_name")}
-    note = rows.note or ("" if rows.examples is not None else "examples are other questions of the same file")
+    about = {"files": rows.files, "data_note": rows.note, "own_examples": rows.examples is None}
     if chosen.base != "mmlu":
         splits = {"test": rows.asked, **({} if rows.examples is None else {"train": rows.examples})}
         parts = {chosen.name: _part(config | {"task": chosen.name}, splits)}
-        return _loaded(chosen, config["metadata"], parts, rows.files, note)
+        return _loaded(chosen, config["metadata"], parts, **about)
     parts = {}
     for subject in dict.fromkeys(row["subject"] for row in rows.asked):
         splits = {
@@ -174,7 +182,7 @@ def _from_folder(chosen: Chosen, rows: FolderTask) -> LoadedTask:
         if not splits["dev"]:
             raise UserError(f"--tasks {chosen.name}: mmlu_dev holds no examples of {subject}, which mmlu asks about")
         parts[name] = _part(config | {"task": name}, splits)
-    return _loaded(chosen, config["metadata"], parts, rows.files, "")
+    return _loaded(chosen, config["metadata"], parts, **about)
 
 
 def _part(config: dict[str, Any], splits: Mapping[str, list[dict[str, Any]]]) -> Any:
@@ -235,12 +243,10 @@ def _is_pooled(group: Any) -> bool:
     return bool(metrics) and all(getattr(metric, "weight_by_size", False) for metric in metrics)
 
 
-def _loaded(
-    chosen: Chosen, described: Mapping[str, Any], parts: Mapping[str, Any], files: tuple[str, ...] = (), note: str = ""
-) -> LoadedTask:
+def _loaded(chosen: Chosen, described: Mapping[str, Any], parts: Mapping[str, Any], **about: Any) -> LoadedTask:
     metric, chain = _metric(chosen.name, next(iter(parts.values())), described.get("main"))
     title, group = described.get("title", chosen.name), described.get("group", "other")
-    return LoadedTask(chosen, title, group, metric, chain, parts, files, note)
+    return LoadedTask(chosen, title, group, metric, chain, parts, **about)
 
 
 def _metric(name: str, task: Any, wanted: str | None) -> tuple[str, str]:

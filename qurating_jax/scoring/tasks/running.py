@@ -162,9 +162,9 @@ def make_model(arguments: Mapping[str, Any]) -> Any:
     with quiet():
         from lm_eval.api.registry import get_model
 
-        from qurating_jax.scoring.tasks import harness_model
+        from qurating_jax.scoring.tasks.harness_model import register
 
-        harness_model.register()
+        register()
         return get_model("qurating").create_from_arg_obj(dict(arguments), {})
 
 
