@@ -1,7 +1,7 @@
 """From parameters, a loss and batches to trained parameters: what rater and language model have in common."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,12 +51,9 @@ def fit(
         mesh: the device mesh.
         num_steps: updates in all.
         optim_config, loop_config: settings.
-        title: for progress and log lines.
-        directory: gets `checkpoints/`, `metrics.jsonl`, `spikes.jsonl` and `profile/`.
+        title, directory, notes, tracking: see `loop.Training`.
         labels: names of a rater's scores, stored with every checkpoint.
         validation: on held-out data, of the whole model's parameters.
-        notes: what the maker of the batches knows of a step.
-        tracking: where metrics go besides `metrics.jsonl`.
 
     Returns:
         The parameters of the whole model, in their shards. Errors as of `loop.train`.
@@ -65,8 +62,7 @@ def fit(
     tx = optim.optimizer(optim_config, num_steps)
     merge = jax.jit(trainable.merge) if trainable.frozen else trainable.merge
     if validation is not None:
-        evaluate = validation.evaluate
-        validation = dataclasses.replace(validation, evaluate=lambda params: evaluate(merge(params, trainable.frozen)))
+        validation = _of_whole_models(validation, lambda params: merge(params, trainable.frozen))
     abstract = abstract_state(trainable.abstract, tx, mesh)
     rates = optim.learning_rates(optim_config, num_steps)
     step_fn = make_step(loss_fn, tx, frozen=trainable.frozen, assemble=trainable.assemble, learning_rates=rates)
@@ -87,6 +83,12 @@ def fit(
         )
         trained = train(run)
         return dataclasses.replace(trained, params=merge(trained.params, trainable.frozen))
+
+
+def _of_whole_models(validation: Validation, whole: Callable[[Params], Params]) -> Validation:
+    """The validation, of what is trained."""
+    evaluate = validation.evaluate
+    return dataclasses.replace(validation, evaluate=lambda params: evaluate(whole(params)))
 
 
 def export(

@@ -21,6 +21,7 @@ from qurating_jax.training.losses import bradley_terry_loss, regression_loss
 from qurating_jax.training.rater_data import RaterData
 from qurating_jax.training.rater_options import RaterOptions
 from qurating_jax.training.state import full_fine_tuning, low_rank
+from qurating_jax.training.step import LossFn
 from qurating_jax.training.validation import Validation
 
 _STEPS_PER_SHAPE = 50  # in a shorter run one more program takes longer to compile than it saves
@@ -93,30 +94,14 @@ def fit_rater(
     Raises:
         Interrupted, UserError: as of `loop.train`.
     """
-    weights, compute = options.criterion_weights or None, options.compute
-
-    def loss(params: Any, batch: dict[str, Any]) -> Any:
-        if options.objective == "regression":
-            return regression_loss(params, base.config, batch, batches.classes, weights=weights, compute=compute)
-        return bradley_terry_loss(
-            params,
-            base.config,
-            batch,
-            batches.classes,
-            margin=options.margin,
-            label_temperature=options.label_temperature,
-            weights=weights,
-            compute=compute,
-        )
-
     if options.lora.rank:
-        trainable = low_rank(base, options.lora, mesh, seed=seed, dtype=compute.dtype)
+        trainable = low_rank(base, options.lora, mesh, seed=seed, dtype=options.compute.dtype)
     else:
         trainable = full_fine_tuning(base, mesh, seed=seed)
     return fit(
         base.config,
         trainable,
-        loss,
+        _loss(options, base.config, batches),
         BatchBuilder(batches.fetch, shape=(options.accumulation, num_batch_shards(mesh)), mesh=mesh),
         mesh=mesh,
         num_steps=batches.num_steps,
@@ -128,3 +113,24 @@ def fit_rater(
         validation=Validation(evaluate, options.validate),
         tracking=tracking,
     )
+
+
+def _loss(options: RaterOptions, model: DecoderConfig, batches: PackedBatches) -> LossFn:
+    """Of a teacher's ratings, or of pairs."""
+    weights, compute = options.criterion_weights or None, options.compute
+
+    def loss(params: Any, batch: dict[str, Any]) -> Any:
+        if options.objective == "regression":
+            return regression_loss(params, model, batch, batches.classes, weights=weights, compute=compute)
+        return bradley_terry_loss(
+            params,
+            model,
+            batch,
+            batches.classes,
+            margin=options.margin,
+            label_temperature=options.label_temperature,
+            weights=weights,
+            compute=compute,
+        )
+
+    return loss

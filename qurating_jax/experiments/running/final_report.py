@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qurating_jax import __version__
 from qurating_jax.experiments.graph import STEPS
 from qurating_jax.experiments.records import RUNS
 from qurating_jax.experiments.running.stage_processes import last_line, own_command
@@ -45,8 +44,8 @@ class _Found:
         """What a stage reads here, in short."""
         if stage == ANALYSIS:
             read = {of: self.digests[of] for of in _READ if of in self.digests}
-            return manifest.sha256(json.dumps([__version__, read], sort_keys=True))
-        return manifest.sha256(json.dumps([__version__, self.digests, self.runs], sort_keys=True))
+            return _digest(read)
+        return _digest(self.digests, self.runs)
 
 
 def make_report(output: str, logs: str, environment: Mapping[str, str]) -> str | None:
@@ -92,6 +91,11 @@ def _look(output: str) -> _Found:
         for file in storage.list_dir(storage.join(output, RUNS, experiment))
     ]
     return _Found(digests, manifest.sha256(json.dumps(runs)), rated)
+
+
+def _digest(*of: object) -> str:
+    """Of another version of ours too it is another one."""
+    return manifest.sha256(json.dumps([manifest.versions().get("qurating-jax"), *of], sort_keys=True))
 
 
 def _make(stage: str, output: str, logs: str, environment: Mapping[str, str], fingerprint: str) -> bool:
