@@ -44,7 +44,7 @@ def test_every_stage_has_a_debug_config():
         name
         for name, stage in command.STAGES.items()
         if stage.module.startswith(("criteria.", "judging.", "bench_"))
-        or name in ("plan", "run", "compare", "fetch")  # fetch asks the hub
+        or name in ("plan", "run", "compare", "inspect", "fetch")  # fetch asks the hub
     ]
     assert len(CHAIN) + len(looking) == len(command.STAGES)
 
