@@ -91,6 +91,18 @@ def test_who_knows_the_answers_has_all_and_who_does_not_has_none(tasks, right):
         assert metric.tolist() == [float(right)] * len(metric), name
 
 
+def test_what_is_taken_goes_by_the_main_metric(tasks):
+    """In sum the shortest choice is the likeliest one, per character the longest."""
+    some = [named(tasks, f"local_{base}") for base in ("hellaswag", "sciq")]
+    found = answered(some, Fake(likelihood=lambda _, continuation: -1.0 - 0.2 * len(continuation)))
+    assert found["local_hellaswag"].predictions == ["sits on", "is a board."]  # acc_norm
+    assert found["local_sciq"].predictions == ["a dog", "a cow"]  # acc
+    for task in some:
+        of = found[task.name]
+        same = [float(taken == right) for taken, right in zip(of.predictions, of.targets, strict=True)]
+        assert of.metrics[task.metric].tolist() == same
+
+
 def test_generated_answers_are_compared_as_v0_3_did(tasks):
     found = answered([named(tasks, "local_nq_open")], Fake(NQ))["local_nq_open"]
     assert found.metrics["exact_match"].tolist() == [1.0, 0.0]
