@@ -107,6 +107,7 @@ class ContinuationScorer:
                 grow(requests, max_tokens=self._context_tokens, row_tokens=size * self._context_tokens),
                 costs=self._costs,
                 num_rows=self._num_rows,
+                num_shards=num_batch_shards(self._mesh),
             )
             for size in _TREE_CONTEXTS
         ]

@@ -96,13 +96,14 @@ class Plan:
     cost: float
 
 
-def plan(trees: Sequence[Tree], *, costs: Costs, num_rows: Callable[[int], int]) -> Plan:
+def plan(trees: Sequence[Tree], *, costs: Costs, num_rows: Callable[[int], int], num_shards: int = 1) -> Plan:
     """Lays trees out.
 
     Args:
         trees: the trees, one at least.
         costs: what decides between shapes.
         num_rows: rows of a full batch by the tokens of a row.
+        num_shards: what the rows of every batch are a multiple of.
     """
     sizes = np.array([len(tree) for tree in trees], np.int64)
     batches = []
@@ -111,7 +112,7 @@ def plan(trees: Sequence[Tree], *, costs: Costs, num_rows: Callable[[int], int])
             [trees[number] for number in row[row >= 0].tolist()]
             for row in share_rows(sizes, members, Shape(num_tokens, _MAX_ROW_TREES))
         ]
-        batches += list(_batches(rows, num_tokens, num_rows(num_tokens), costs))
+        batches += list(_batches(rows, num_tokens, num_rows(num_tokens), num_shards, costs))
     total = sum(
         shape.num_rows * (costs.of_row(shape.num_tokens) + shape.num_reads * costs.read) for shape, _ in batches
     )
@@ -119,7 +120,7 @@ def plan(trees: Sequence[Tree], *, costs: Costs, num_rows: Callable[[int], int])
 
 
 def _batches(
-    rows: list[list[Tree]], num_tokens: int, most: int, costs: Costs
+    rows: list[list[Tree]], num_tokens: int, most: int, num_shards: int, costs: Costs
 ) -> Iterator[tuple[Rows, list[list[Tree]]]]:
     """Rows of one length by how much is read off them; what few reads leave over joins the others."""
     kind = max((_kind(row) for row in rows), key=_KINDS.index)
@@ -133,7 +134,7 @@ def _batches(
         whole = len(members) if last else len(members) // most * most
         for start in range(0, whole, most):
             part = members[start : start + most]
-            size = _rounded_rows(len(part), most) if len(rows) <= most else most
+            size = _rounded_rows(len(part), most, num_shards) if len(rows) <= most else most
             yield Rows(size, num_tokens, bound, kind), [rows[index] for index in part]
         left = members[whole:]
 
@@ -152,10 +153,10 @@ def _read_bounds(needed: NDArray[np.int64], num_tokens: int, row_cost: float) ->
     return best
 
 
-def _rounded_rows(needed: int, most: int) -> int:
+def _rounded_rows(needed: int, most: int, num_shards: int) -> int:
     """Where all rows fit into one batch it is smaller, by halves of the full one."""
     size = most
-    while size % 2 == 0 and size // 2 >= needed:
+    while size % (2 * num_shards) == 0 and size // 2 >= needed:
         size //= 2
     return size
 
