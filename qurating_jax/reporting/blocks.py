@@ -38,6 +38,25 @@ class Table:
     brief: bool = False
 
 
+Verdict = Literal["passes", "caution", "fails", "unknown"]
+VerdictCell = tuple[Verdict, str, str]  # verdict, its value in a few signs, the sentence behind it
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Answers to questions by criterion (or whatever the columns are): a row per question, a cell per column.
+
+    A cell that is None was not asked. `brief`: the matrix is in the plain summary too.
+    """
+
+    title: str
+    questions: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[VerdictCell | None, ...], ...]
+    note: str = ""
+    brief: bool = False
+
+
 @dataclass(frozen=True)
 class Bars:
     """Horizontal bars, one group per label, one bar per series; `stacked`: the series of a label add up."""
@@ -135,7 +154,11 @@ class ShownDocument:
 
 @dataclass(frozen=True)
 class DocumentsExplorer:
-    """Documents to filter, sort, search and read. `num_all`: of how many they are a sample, stated in `sample_note`."""
+    """Documents to filter, sort, search and read. `num_all`: of how many they are a sample, stated in `sample_note`.
+
+    `means` and `stds`: of the ratings of all rated documents, by criterion. Windows are coloured by how far they are
+    from that mean; without them, from the mean of the documents shown.
+    """
 
     criteria: tuple[str, ...]
     topics: tuple[str, ...]
@@ -143,6 +166,8 @@ class DocumentsExplorer:
     documents: tuple[ShownDocument, ...]
     num_all: int
     sample_note: str = ""
+    means: Numbers = ()
+    stds: Numbers = ()
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,7 @@ class PairsExplorer:
     sample_note: str = ""
 
 
-Block = Note | Facts | Table | Figure | DocumentsExplorer | PairsExplorer
+Block = Note | Facts | Table | Verdicts | Figure | DocumentsExplorer | PairsExplorer
 
 
 @dataclass(frozen=True)

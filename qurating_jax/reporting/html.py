@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from qurating_jax.reporting import explorers, figures
+from qurating_jax.reporting import explorers, figures, verdicts
 from qurating_jax.reporting.blocks import (
     Block,
     Cell,
@@ -25,6 +25,7 @@ from qurating_jax.reporting.blocks import (
     PairsExplorer,
     Report,
     Table,
+    Verdicts,
 )
 from qurating_jax.reporting.cleaning import clean, clean_report
 from qurating_jax.reporting.explorers import Explorer, Shown
@@ -127,6 +128,8 @@ def _view(block: Block, shown: Shown, numbers: Any, with_texts: bool) -> dict[st
         return {"kind": "facts", "items": [(label, cell_text(value), text) for label, value, text in block.items]}
     if isinstance(block, Table):
         return {"kind": "table", "table": _table(block), "note": block.note}
+    if isinstance(block, Verdicts):
+        return {"kind": "table", "table": _table(verdicts.matrix(block)), "note": block.note}
     if isinstance(block, Figure):
         drawing = figures.draw(block)
         return {"kind": "figure", "drawing": drawing, "table": _table(drawing.numbers), "note": block.note}
