@@ -4,6 +4,7 @@ Prompts are rows padded on the right; new tokens go into the places behind the l
 row, so that a step writes one slice. Letters as in `llama`; S places of the cache.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,21 +96,13 @@ def decode(
         positions_B1 = (lengths_B + first + number)[:, None]
         known_BS = (places_S < lengths_B[:, None]) | ((places_S >= num_prompt_tokens) & (places_S < place))
         own_BS = jnp.where(places_S < num_prompt_tokens, places_S, places_S - num_prompt_tokens + lengths_B[:, None])
-
-        def attend(of_layer: Cache) -> Attend:
-            return CachedAttention(of_layer, known_BS, positions_B1 - own_BS)
-
+        attend = functools.partial(CachedAttention, known_BS=known_BS, distance_BS=positions_B1 - own_BS)
         x_B1D, (new_keys, new_values) = _run(
             params, config, tokens_B[:, None], positions_B1, (keys, values), attend, compute
         )
-        zero = jnp.zeros((), jnp.int32)
-        start = (zero, zero, place, zero, zero)
-        cache = (
-            jax.lax.dynamic_update_slice(keys, new_keys, start),
-            jax.lax.dynamic_update_slice(values, new_values, start),
-        )
+        cache = (_written(keys, new_keys, place), _written(values, new_values, place))
         tokens_B = _likeliest(params, config, x_B1D)
-        out_BN = jax.lax.dynamic_update_slice(out_BN, tokens_B[:, None], (zero, number))
+        out_BN = jax.lax.dynamic_update_slice_in_dim(out_BN, tokens_B[:, None], number, axis=1)
         if eos_id is not None:
             done_B = done_B | (tokens_B == eos_id)
         return number + 1, tokens_B, done_B, out_BN, cache
@@ -210,6 +203,10 @@ def _likeliest(params: Params, config: DecoderConfig, x_B1D: Array) -> Array:
     kernel_DV = heads.lm_kernel(params, config).astype(x_B1D.dtype)
     logits_BV = jnp.einsum("BD,DV->BV", x_B1D[:, 0], kernel_DV, preferred_element_type=jnp.float32)
     return jnp.argmax(constrain(logits_BV, ("batch", "vocab")), axis=-1).astype(jnp.int32)
+
+
+def _written(array_LBSKH: Array, new_LB1KH: Array, place: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array_LBSKH, new_LB1KH, place, axis=2)
 
 
 def _split(array_LBSKH: Array) -> Array:

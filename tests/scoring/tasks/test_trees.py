@@ -12,7 +12,11 @@ COSTS = Costs(lambda tokens: tokens * (1000 + tokens), 300.0)
 # Few tokens and runs of them, so that requests begin alike.
 some = st.lists(st.integers(1, 3), min_size=1, max_size=8)
 context = st.builds(lambda head, times, tail: head * times + tail, some, st.integers(1, 12), some)
-request_lists = st.lists(st.tuples(context, some), min_size=1, max_size=12)
+request_lists = st.builds(
+    lambda shots, requests: [(shots + head, tail) for head, tail in requests],
+    st.integers(0, 60).map(lambda size: [9] * size),
+    st.lists(st.tuples(context, some), min_size=1, max_size=12),
+)
 
 
 def path(tree, place):
@@ -23,8 +27,7 @@ def path(tree, place):
     return [int(tree.tokens[p]) for p in seen], [int(tree.positions[p]) for p in seen]
 
 
-@given(request_lists, st.integers(8, 40), st.integers(1, 3))
-def test_every_token_is_predicted_from_what_the_model_is_shown(requests, max_tokens, contexts):
+def check(requests, max_tokens, contexts):
     trees = grow(requests, max_tokens=max_tokens, row_tokens=contexts * max_tokens)
     found = {}
     for tree in trees:
@@ -39,6 +42,20 @@ def test_every_token_is_predicted_from_what_the_model_is_shown(requests, max_tok
         for stop in range(len(whole) - len(tail), len(whole)):
             assert found.pop((number, stop)) == (whole[:stop], whole[stop])
     assert not found
+    return trees
+
+
+@given(request_lists, st.integers(8, 120), st.integers(1, 3))
+def test_every_token_is_predicted_from_what_the_model_is_shown(requests, max_tokens, contexts):
+    check(requests, max_tokens, contexts)
+
+
+def test_a_context_ends_outside_the_root():
+    """Both contexts begin with 40 tokens, and the second one has no more."""
+    shots = list(range(40))
+    (tree,) = check([(shots, [7, 8]), (shots, [7, 9]), ([*shots, 3, 5], [1])], 60, 1)
+    assert tree.num_nodes == 3
+    assert len(tree) == 39 + 3 + 2
 
 
 def test_a_context_is_read_once_and_a_common_beginning_too():
