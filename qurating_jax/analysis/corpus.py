@@ -80,8 +80,10 @@ class Corpus:
         numbers: float64 [n] by column, NaN for a null, a NaN or an infinity.
         groups: by column.
         num_rejected: rows that are no documents.
-        num_repeated: documents whose id stood before: the first one counts.
-        num_differing: of these, those with other numbers than the first.
+        num_repeated: documents beyond the first of their id. Of an id the one counts whose numbers, tokens, domain
+            and groups are the least, so that the order of the input decides only between documents that differ in
+            their texts alone.
+        num_differing: of the repeated ones, those with other numbers, tokens, domain or groups.
     """
 
     hashes: NDArray[np.uint64]
@@ -218,13 +220,9 @@ def _ordered(filling: _Filling, wanted: Wanted, starts: NDArray[np.int64], num_r
     again[1:] = hashes[1:] == hashes[:-1]
     num_differing = 0
     if again.any():
-        firsts = order[np.maximum.accumulate(np.where(again, 0, np.arange(filled)))][again]
-        repeats = order[again]
-        differ = np.zeros(len(repeats), bool)
-        for values in filling.numbers.values():
-            one, other = values[firsts], values[repeats]
-            differ |= ~((one == other) | (np.isnan(one) & np.isnan(other)))
-        num_differing = int(differ.sum())
+        several = again.copy()
+        several[:-1] |= again[1:]
+        order[several], num_differing = _settled(filling, wanted, order[several], again[several])
         order, hashes = order[~again], hashes[~again]
     for name in filling.numbers:
         filling.numbers[name] = filling.numbers[name][order]
@@ -245,6 +243,35 @@ def _ordered(filling: _Filling, wanted: Wanted, starts: NDArray[np.int64], num_r
         num_repeated=int(again.sum()),
         num_differing=num_differing,
     )
+
+
+def _settled(
+    filling: _Filling, wanted: Wanted, rows: NDArray[np.int64], again: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], int]:
+    """Rows of repeated ids, of each id the one first that counts, and how many differ from theirs.
+
+    Args:
+        filling: the columns.
+        wanted: which they are.
+        rows: int64 [k], ids one after another, each in the order of the input.
+        again: bool [k], False at the first row of each id.
+    """
+    facts = [values[rows] for values in filling.numbers.values()]  # NaN is the greatest: a rated document counts
+    facts.append(filling.tokens[rows].astype(np.float64))
+    codes = {name: filling.groups[name] for name in wanted.groups}
+    codes |= {wanted.domain: filling.domains} if wanted.domain else {}
+    for name, values in codes.items():
+        known = filling.known[name]
+        places = np.full(len(known) + 1, -1.0)  # of a null, the last one
+        places[[known[one] for one in sorted(known)]] = np.arange(len(known))
+        facts.append(places[values[rows]])
+    order = np.lexsort((*reversed(facts), np.cumsum(~again)))
+    firsts = np.maximum.accumulate(np.where(again, 0, np.arange(len(rows))))
+    differ = np.zeros(len(rows), bool)
+    for values in facts:
+        one, other = values[order][firsts], values[order]
+        differ |= ~((one == other) | (np.isnan(one) & np.isnan(other)))
+    return rows[order], int(differ.sum())
 
 
 def _renumbered(codes: NDArray[np.int32], known: dict[str, int]) -> Grouping:

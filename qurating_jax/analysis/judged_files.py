@@ -30,7 +30,6 @@ def read_judged(
     sources: Sequence[str],
     *,
     rater: str | None = None,
-    criteria: Sequence[str] | None = None,
     num_pairs: int = 2000,
     seed: int = 0,
 ) -> JudgedPairs:
@@ -41,14 +40,13 @@ def read_judged(
             pairs, hub ids. Probabilities by order are in files of the published schema alone, the judge's name in the
             verdicts of our own outputs. Of several judges the probabilities are means, as the labels are.
         rater: output of `train-rater` or `combine-raters`; None, or anything else: what was held out is not known.
-        criteria: to read; None: all.
         num_pairs: at most.
         seed: of the draw.
 
     Raises:
         UserError: see `read_judgments`.
     """
-    judgments = read_judgments(sources, criteria, missing="mask")
+    judgments = read_judgments(sources, missing="mask")
     row, column = np.triu_indices(judgments.group_size, 1)
     valid = judgments.valid[:, row, column] | judgments.valid[:, column, row]
     group, pair = np.nonzero(valid.any(axis=2))
@@ -151,7 +149,7 @@ def _judges(sources: Sequence[str]) -> str:
 
 def _held_out(judgments: Judgments, rater: str | None, sources: Sequence[str]) -> NDArray[np.bool_] | None:
     """bool [n]: no text (up to case and white space) and no id of the group was learned from; None: not known."""
-    learned = None if rater is None else _learned(rater, sources)
+    learned = None if rater is None else _learned(rater, judgments, sources)
     if learned is None:
         return None
     texts, ids = learned
@@ -163,7 +161,7 @@ def _held_out(judgments: Judgments, rater: str | None, sources: Sequence[str]) -
     return np.array(held_out, bool)
 
 
-def _learned(rater: str, sources: Sequence[str]) -> tuple[set[bytes], set[str]] | None:
+def _learned(rater: str, judgments: Judgments, sources: Sequence[str]) -> tuple[set[bytes], set[str]] | None:
     """Texts (folded) and ids that a rater was trained on, by its manifest and the judgments it names.
 
     None where that cannot be told: a rater from elsewhere or of a teacher, or judgments that are gone or have changed.
@@ -174,16 +172,18 @@ def _learned(rater: str, sources: Sequence[str]) -> tuple[set[bytes], set[str]] 
     found = manifest.read(place)
     config, inputs = found["config"], found["determined"]["inputs"]
     if found["stage"] != "train-rater":
-        members = [_learned(member, sources) for member in config["raters"]]
+        members = [_learned(member, judgments, sources) for member in config["raters"]]
         if None in members or config["judgments"]:  # weights fitted to judgments are training too
             return None
         known = [member for member in members if member is not None]
         return set().union(*(texts for texts, _ in known)), set().union(*(ids for _, ids in known))
     if config["teacher"] or "judgments" not in inputs:
         return None
-    for candidates in (config["judgments"], sources):
+    for candidates in (sources, config["judgments"]):
         if _digest(candidates) == inputs["judgments"]:
-            trained = _training_part(candidates, config)
+            # Which groups there are, and so the split, depends on the criteria that were learned.
+            known = candidates is sources and tuple(config["criteria"]) in ((), judgments.criteria)
+            trained = _training_part(judgments if known else _read(candidates, config), config)
             return {fold(text) for group in trained.texts for text in group}, {i for ids in trained.ids for i in ids}
     log.info("%s: the judgments it was trained on are not there any more, or have changed", rater)
     return None
@@ -203,8 +203,11 @@ def _digest(sources: Sequence[str]) -> dict[str, Any] | None:
         return None
 
 
-def _training_part(sources: Sequence[str], config: dict[str, Any]) -> Judgments:
-    judgments = read_judgments(sources, config["criteria"] or None, missing=config["missing_criteria"])
+def _read(sources: Sequence[str], config: dict[str, Any]) -> Judgments:
+    return read_judgments(sources, config["criteria"] or None, missing=config["missing_criteria"])
+
+
+def _training_part(judgments: Judgments, config: dict[str, Any]) -> Judgments:
     if config["validation"]:
         return judgments
     return judgments.take(split_disjoint(judgments, config["validation_fraction"], config["seed"])[0])

@@ -164,11 +164,11 @@ def _note_ratings(found: Analysis, ratings: Mapping[str, Floats]) -> None:
     for criterion, values in ratings.items():
         rated = values[~np.isnan(values)]
         if not rated.size:
-            found.notes.append(f"{criterion}: no document has this rating.")
+            found.notes.append(f"{criterion}: no document has this rating, and no selections by it are tried.")
         elif rated.min() == rated.max():
             found.notes.append(
                 f"{criterion}: all {rated.size:,} ratings are {rated[0]:g}, so it has no normalised figures and no "
-                "correlations."
+                "correlations, and no selections by it are tried."
             )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from qurating_jax.analysis.inputs import Plan
 from qurating_jax.analysis.judged import JudgedPairs, texts_to_score, with_ratings
 from qurating_jax.analysis.judged_files import read_judged
 from qurating_jax.analysis.sample import Sample
-from qurating_jax.analysis.selection_grid import Made
+from qurating_jax.analysis.selection_grid import Made, Sampling
 from qurating_jax.data.parts import cut_parts
 from qurating_jax.experiments.run_outputs import ANNOTATE
 from qurating_jax.runtime import manifest, storage
@@ -28,6 +29,7 @@ from qurating_jax.selection.keys.source import SelectionSource
 _EXPLANATION = "selection.json"
 _AVERAGE = "_average"
 _WINDOW_TOKENS = 512
+BUDGET_FRACTION = 0.2  # of the tokens, where no selection says another
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,24 @@ def read_rated(plan: Plan, files: Sequence[str], side_files: Sequence[str], opti
     return RatedDocuments(corpus, sample, int(rated.sum()))
 
 
+def corpus_notes(corpus: Corpus) -> list[str]:
+    """What is to be said of rows that were left out, and of a corpus of one domain."""
+    notes = []
+    if corpus.num_rejected:
+        notes.append(f"{corpus.num_rejected:,} rows are no documents and were left out.")
+    if corpus.num_repeated:
+        note = f"{corpus.num_repeated:,} documents repeat the id of another: one of each id counts"
+        if corpus.num_differing:
+            note += (
+                f", that of the least numbers; {corpus.num_differing:,} differ from it in numbers, domain or group "
+                "(`qurating select` refuses such input)"
+            )
+        notes.append(f"{note}.")
+    if len(corpus.domain_names) == 1 and corpus.domain_names != [""]:
+        notes.append(f"All documents are of one domain, {corpus.domain_names[0]}: nothing is said within domains.")
+    return notes
+
+
 def read_selections(
     places: Mapping[str, str], corpus: Corpus, criteria: Sequence[str]
 ) -> tuple[dict[str, Made], list[str]]:
@@ -120,7 +140,8 @@ def read_selections(
             raise UserError(f"{place}: none of its {missing:,} documents is among the rated ones; name their selection")
         if missing:
             notes.append(f"selection {name}: {missing:,} of its {len(rows):,} documents are not among the rated ones.")
-        settings = _settings(place)
+        explanation = _explanation(place)
+        settings = explanation.get("settings") or {}
         rating = [str(column).partition("=")[0].removesuffix(_AVERAGE) for column in settings.get("rating") or []]
         strategy = str(settings.get("strategy") or "")
         found[name] = Made(
@@ -128,8 +149,40 @@ def read_selections(
             strategy=strategy,
             temperature=settings.get("temperature"),
             criterion=rating[0] if len(rating) == 1 and rating[0] in criteria and strategy != "uniform" else "",
+            sampling=Sampling.of_explanation(explanation),
         )
     return found, notes
+
+
+def budget_share(
+    asked: float | None, selections: Mapping[str, Made], corpus: Corpus, columns: Mapping[str, str]
+) -> tuple[float, str]:
+    """The share of the tokens that thresholds, tried selections and the audit are of, and a sentence that says why.
+
+    What is asked for comes first, then what the selections took of the tokens that have their rating (the lower median
+    of several, to three digits), then `BUDGET_FRACTION`.
+
+    Args:
+        asked: the option.
+        selections: by name.
+        corpus: all documents.
+        columns: of the criteria.
+    """
+    what = "of the tokens is what thresholds, tried selections and the audit take"
+    if asked is not None:
+        return asked, f"{asked:.3g} {what}, as was asked for."
+    taken = []
+    for made in selections.values():
+        column = columns.get(made["criterion"])
+        able = corpus.tokens if column is None else corpus.tokens[~np.isnan(corpus.numbers[column])]
+        if share := int(corpus.tokens[made["rows"]].sum()) / max(int(able.sum()), 1):
+            taken.append(min(float(f"{share:.3g}"), 1.0))
+    taken.sort()
+    if not taken:
+        return BUDGET_FRACTION, f"{BUDGET_FRACTION} {what} (--budget_fraction)."
+    share = statistics.median_low(taken)
+    spread = "" if taken[0] == taken[-1] else f", the median of {taken[0]} to {taken[-1]}"
+    return share, f"{share} {what}, as the selections that were made do{spread} (--budget_fraction)."
 
 
 def read_judged_pairs(
@@ -192,8 +245,8 @@ def _join(corpus: Corpus, beside: Corpus, *, has_tokens: bool) -> Corpus:
     return dataclasses.replace(corpus, numbers=numbers, tokens=tokens)
 
 
-def _settings(place: str) -> Mapping[str, Any]:
+def _explanation(place: str) -> Mapping[str, Any]:
     directory = place.rpartition("/")[0] if place.endswith(".parquet") else place
     path = storage.join(directory, _EXPLANATION)
     document = storage.read_json(path) if storage.exists(path) else {}
-    return document.get("settings") or {} if isinstance(document, dict) else {}
+    return document if isinstance(document, dict) else {}

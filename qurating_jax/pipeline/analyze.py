@@ -6,6 +6,7 @@ intervals are made. An unfinished output begins anew: nothing is written before 
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -15,7 +16,6 @@ from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
-    from qurating_jax.analysis.corpus import Corpus
     from qurating_jax.analysis.inputs import Plan
     from qurating_jax.experiments.analyzing import RatedDocuments
 
@@ -52,7 +52,9 @@ class Config(StageConfig):
     temperatures: tuple[float, ...] = option((0.5, 1.0, 2.0, 4.0), "of the selections that are tried")
     audit_temperature: float = option(2.0, "of the selections that the audit draws")
     by_domain: bool = option(False, "of the tried selections: every domain gives its share, else one pool")
-    budget_fraction: float = option(0.2, "share of the tokens that a selection takes, for thresholds and tried ones")
+    budget_fraction: float | None = option(
+        None, "share of the tokens that tried selections take, for thresholds too; null: that of --selections, or 0.2"
+    )
     num_pairs: int = option(2_000, "judged pairs at most, held-out ones first")
     window_tokens: int | None = option(
         None, "longest window of the rater on judged texts; null: as annotate had it, where its output is read, or 512"
@@ -70,10 +72,10 @@ class Config(StageConfig):
                 raise ValueError(f"{name} is {value}; it must be at least {bound}")
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"level is {self.level}; it must be between 0 and 1")
-        if not 0.0 < self.budget_fraction < 1.0:
-            raise ValueError(f"budget_fraction is {self.budget_fraction}; it must be between 0 and 1")
-        if any(value <= 0 for value in (*self.temperatures, self.audit_temperature)):
-            raise ValueError("temperatures must be above 0")
+        if self.budget_fraction is not None and not 0.0 < self.budget_fraction <= 1.0:
+            raise ValueError(f"budget_fraction is {self.budget_fraction}; it must be above 0 and at most 1")
+        if not all(0.0 < value < math.inf for value in (*self.temperatures, self.audit_temperature)):
+            raise ValueError("temperatures must be numbers above 0")
         if self.run and self.input:
             raise ValueError("--run finds the rated documents itself; give --run or --input")
 
@@ -180,6 +182,8 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
     documents = analyzing.read_rated(plan, files, side_files, options)
     corpus, sample = documents.corpus, documents.sample
     selections, notes = analyzing.read_selections(_named(config.selections), corpus, plan.criteria)
+    share, said = analyzing.budget_share(config.budget_fraction, selections, corpus, plan.columns)
+    settings = _part(Settings, dataclasses.replace(config, budget_fraction=share))
     judged = analyzing.read_judged_pairs(
         config.judgments,
         config.rater,
@@ -188,9 +192,7 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
         seed=config.seed,
     )
     with progress("analyze: measuring", len(sample.rows), "documents") as advance:
-        found = analyze(
-            corpus, sample, plan, _part(Settings, config), selections=selections, judged=judged, on_text=advance
-        )
+        found = analyze(corpus, sample, plan, settings, selections=selections, judged=judged, on_text=advance)
     for name, table in sorted(found.tables.items()):
         write_table(storage.join(output, TABLES, f"{name}.parquet"), table)
     rows = {name: len(table) for name, table in sorted(found.tables.items())}
@@ -208,8 +210,8 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
             "sample": _sample_sentence(config, documents),
             "selections": sorted(selections),
             "tables": rows,
-            "notes": [*_corpus_notes(corpus), *plan.notes, *notes, *found.notes],
-            "settings": dataclasses.asdict(_part(Settings, config)),
+            "notes": [*analyzing.corpus_notes(corpus), *plan.notes, *notes, said, *found.notes],
+            "settings": dataclasses.asdict(settings),
         },
     )
     for note in found.notes:
@@ -232,17 +234,3 @@ def _sample_sentence(config: Config, documents: "RatedDocuments") -> str:
         f"percentiles those of the sample. Up to {config.num_shown_documents:,} documents are shown: those at "
         "percentiles of each criterion and domain, then the strata 0-1-5-25-50-75-95-99-100 % of each in turn."
     )
-
-
-def _corpus_notes(corpus: "Corpus") -> list[str]:
-    notes = []
-    if corpus.num_rejected:
-        notes.append(f"{corpus.num_rejected:,} rows are no documents and were left out.")
-    if corpus.num_repeated:
-        differing = f", {corpus.num_differing:,} of them with other numbers" if corpus.num_differing else ""
-        notes.append(
-            f"{corpus.num_repeated:,} documents repeat the id of one before them{differing}: the first one counts."
-        )
-    if len(corpus.domain_names) == 1 and corpus.domain_names != [""]:
-        notes.append(f"All documents are of one domain, {corpus.domain_names[0]}: nothing is said within domains.")
-    return notes

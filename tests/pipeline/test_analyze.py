@@ -210,6 +210,8 @@ def folder(done):
     select = ["select", "--input", str(done / "in"), "--budget_fraction", "0.3", "--output"]
     assert command.main([*select, str(root / "best"), "--strategy", "top_k"]) == 0
     assert command.main([*select, str(root / "any"), "--strategy", "uniform", "--write", "ids"]) == 0
+    drawn = [*select[:-2], "0.1", "--output", str(root / "drawn"), "--temperature", "1", "--inverse"]
+    assert command.main([*drawn, "--rating", "writing_style_average"]) == 0
     return root
 
 
@@ -223,6 +225,42 @@ def test_selections_are_found_among_the_documents(done, folder, tmp_path):
     assert effect.loc["best", "num_selected"] == len(best)
     assert (effect.loc["best", "criterion"], effect.loc["best", "strategy"]) == ("educational_value", "top_k")
     assert (effect.loc["any", "criterion"], effect.loc["any", "strategy"]) == ("", "uniform")
+    assert np.isnan(effect.loc["best", "effective_sample_size"])
+
+
+def test_a_drawn_selection_has_the_figures_of_its_stage(done, folder, tmp_path):
+    options = ("--input", done / "in", "--selections", folder / "drawn", "--budget_fraction", 1)
+    assert analyze(tmp_path / "out", *options) == 0
+    said = json.loads((folder / "drawn" / "selection.json").read_text())
+    effect = table(tmp_path / "out", "selection_effect").query("kind == 'real'").iloc[0]
+    for name in ("effective_sample_size", "effective_share", "kl_from_uniform"):
+        assert effect[name] == said[name]
+    assert 0.0 < effect.effective_share < 1.0
+    tried = table(tmp_path / "out", "selection_effect").query("kind == 'grid'")
+    assert (tried.share_tokens[tried.criterion == ""] == 1.0).all()
+
+
+def test_the_budget_is_that_of_the_selections_unless_it_is_named(done, folder, tmp_path):
+    """Of shares of 0.1, 0.3 and 0.3 the median."""
+    rows = pd.DataFrame(documents())
+    for number, (options, expected, why) in enumerate(
+        [
+            ((), 0.2, "0.2 of the tokens is what thresholds, tried selections and the audit take"),
+            (("--selections", *(folder / name for name in ("drawn", "any", "best"))), 0.3, "the median of 0."),
+            (("--selections", folder / "drawn", "--budget_fraction", 0.25), 0.25, "as was asked for"),
+        ]
+    ):
+        output = tmp_path / str(number)
+        assert analyze(output, "--input", done / "in", "--groups", "role", *options) == 0
+        found = json.loads((output / "analysis.json").read_text())
+        assert found["settings"]["budget_fraction"] == pytest.approx(expected, rel=0.02)
+        assert any(why in note for note in found["notes"])
+        cut = table(output, "groups").query("criterion == 'writing_style'").threshold.iloc[0]
+        best = rows.sort_values("writing_style_average", ascending=False)
+        reached = best.length.cumsum().searchsorted(found["settings"]["budget_fraction"] * rows.length.sum())
+        assert cut == best.writing_style_average.iloc[reached]
+        drawn = table(output, "selection_effect").query("kind == 'grid'")
+        assert drawn.share_tokens.to_numpy() == pytest.approx(expected, abs=0.02)
 
 
 def test_a_selection_of_other_documents_is_refused(folder, tmp_path, capsys):
@@ -252,7 +290,12 @@ def test_a_selection_of_other_documents_is_refused(folder, tmp_path, capsys):
         (("--selections", "nowhere"), 1, "nowhere: not an output of"),
         (("--level", "1"), 2, "level is 1.0"),
         (("--budget_fraction", "0"), 2, "budget_fraction is 0.0"),
-        (("--temperatures", "0"), 2, "temperatures must be above 0"),
+        (("--budget_fraction", "1.01"), 2, "budget_fraction is 1.01"),
+        (("--budget_fraction", "nan"), 2, "finite number, not"),
+        (("--temperatures", "0"), 2, "temperatures must be numbers above 0"),
+        (("--temperatures", "1", "nan"), 2, "finite number, not"),
+        (("--temperatures", "inf"), 2, "finite number, not"),
+        (("--audit_temperature", "nan"), 2, "finite number, not"),
         (("--run", "somewhere"), 2, "give --run or --input"),
     ],
 )
@@ -320,11 +363,20 @@ def test_one_document(tmp_path):
 
 def test_repeated_ids_count_once(tmp_path):
     rows = documents(40)
-    write_parquet(tmp_path / "in.parquet", [*rows, rows[3], rows[5] | {"writing_style_average": 9.0}])
-    assert analyze(tmp_path / "out", "--input", tmp_path / "in.parquet") == 0
+    every = [*rows, rows[3], rows[5] | {"writing_style_average": 9.0}, rows[6] | {"domain": "a new one"}]
+    every.append(rows[7] | {"educational_value_average": 0.5})  # that one is rated, the first is not
+    for name, order in (("out", every), ("reversed", every[::-1])):
+        write_parquet(tmp_path / f"{name}.parquet", order)
+        assert analyze(tmp_path / name, "--input", tmp_path / f"{name}.parquet", "--groups", "role") == 0
+    assert tables(tmp_path / "out") == tables(tmp_path / "reversed")
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert (found["num_documents"], found["num_repeated"]) == (40, 2)
-    assert "2 documents repeat the id of one before them, 1 of them with other numbers" in found["notes"][0]
+    assert (found["num_documents"], found["num_repeated"]) == (40, 4)
+    assert "4 documents repeat the id of another" in found["notes"][0]
+    assert "3 differ from it in numbers, domain or group" in found["notes"][0]
+    counted = table(tmp_path / "out", "documents").set_index("id")
+    assert counted.loc["doc-5", "writing_style"] == rows[5]["writing_style_average"] < 9.0
+    assert counted.loc["doc-6", "domain"] == "a new one" < rows[6]["domain"]
+    assert counted.loc["doc-7", "educational_value"] == 0.5
 
 
 # ---- real text
