@@ -2,13 +2,15 @@
 
 The numbers are those of the harness's own `hf` model on the exported checkpoint: the same cuts between context and
 continuation, the same truncation from the left, rolling windows and ends of generations. How they come about is not:
-continuations of one context, and contexts that begin alike, are read in one pass (see `trees`).
+continuations of one context, and contexts that begin alike, are read in one pass (see `trees`). Continuations longer
+than the model's context, which `hf` refuses, are read in parts.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
+import numpy as np
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -183,19 +185,40 @@ class QuratingLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any
     ) -> list[tuple[float, bool]]:
-        long = [number for number, request in enumerate(requests) if len(request[2]) > self.max_length]
-        if long:
-            raise UserError(
-                f"request {long[0]}: a continuation of {len(requests[long[0]][2])} tokens, and the model is shown "
-                f"{self.max_length} at most; leave the task out or give a model of longer texts"
+        parts, owners = [], []
+        for number, (_, context, continuation) in enumerate(requests):
+            found = self._parts(context, continuation)
+            parts += found
+            owners += [number] * len(found)
+        if len(parts) > len(requests):
+            cut = sum(len(request[2]) > self.max_length for request in requests)
+            log.warning(
+                "%d continuations are longer than the %d tokens that the model is shown: they are read in parts",
+                cut,
+                self.max_length,
             )
-        with progress("log-likelihoods", sum(len(request[2]) for request in requests), "tokens") as advance:
-            totals, greedy = self._continuations([(context, tail) for _, context, tail in requests], advance)
+        with progress("log-likelihoods", sum(len(tail) for _, tail in parts), "tokens") as advance:
+            values, are_greedy = self._continuations(parts, advance)
+        totals, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
+        np.add.at(totals, owners, values)
+        np.logical_and.at(greedy, owners, are_greedy)
         answers = list(zip(totals.tolist(), greedy.tolist(), strict=True))
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:  # windows of a text have no answer of their own
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
+
+    def _parts(self, context: list[int], continuation: list[int]) -> list[tuple[list[int], list[int]]]:
+        """What is read of a pair: itself, or parts of half the model's length, each after all that stands before it.
+
+        So every token of a long continuation is still predicted from half of what the model can be shown, or from all
+        that there is.
+        """
+        if len(continuation) <= self.max_length:
+            return [(context, continuation)]
+        step = max(self.max_length // 2, 1)
+        starts = range(0, len(continuation), step)
+        return [(context + continuation[:start], continuation[start : start + step]) for start in starts]
 
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
         settings = dict(normalize_gen_kwargs(given, self.max_gen_toks))

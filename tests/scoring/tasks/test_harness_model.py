@@ -106,12 +106,32 @@ def test_rolling_likelihood_is_the_sum_of_its_windows(model):
     assert got == pytest.approx([want, 0.0], rel=1e-6)
 
 
+def test_a_continuation_longer_than_the_context_is_predicted_token_by_token(model, caplog):
+    """The definition: every token from the 32 to 63 before it, where the parts begin at multiples of 32."""
+    context, tail = model.tok_encode("A context."), model.tok_encode(" A theorem needs a proof." * 30)
+    assert len(tail) > 2 * 64
+    whole = [*context, *tail]
+    one_by_one = []
+    for number in range(len(tail)):
+        place = len(context) + number
+        part = number // 32 * 32
+        size = min(32, len(tail) - part)  # what the part itself takes of the 64
+        first = max(0, len(context) + part + size - 1 - 64)
+        one_by_one.append((None, whole[first:place], whole[place : place + 1]))
+    want = model._loglikelihood_tokens(one_by_one)
+    with caplog.at_level("WARNING"):
+        (value, greedy), short = model._loglikelihood_tokens([(None, context, tail), (None, context, tail[:9])])
+    assert value == pytest.approx(sum(value for value, _ in want), rel=1e-5)
+    assert greedy == all(greedy for _, greedy in want)
+    assert short[0] == pytest.approx(sum(value for value, _ in want[:9]), rel=1e-5)
+    assert "1 continuations are longer than the 64 tokens" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
         (("A context", ""), "request 1: no token of the continuation is left"),
         (("", ""), "request 1: no token of the continuation is left"),
-        (("A", "long" * 100), "request 1: a continuation of .* tokens, and the model is shown 64 at most"),
         (("A", "\ud800"), "not valid Unicode"),
     ],
 )
