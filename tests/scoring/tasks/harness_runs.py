@@ -1,6 +1,8 @@
 """Requests of the harness, and the two models that answer them."""
 
+import os
 import warnings
+from pathlib import Path
 
 import tiny_hf as tiny
 
@@ -15,6 +17,8 @@ with warnings.catch_warnings():
 
     from qurating_jax.scoring.tasks.harness_model import QuratingLM
 
+# As in conftest.py, which a module among other folders' conftests cannot import.
+REAL_DATA = Path(os.environ.get("QURATING_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 SHOTS = "Question: what is a plant made of?\nAnswer: cellulose\n\n" * 2
 PAIRS = [
     *[("The cell wall of a plant is", end) for end in (" made", " made of cellulose.", " a", " a proof.", " made of")],

@@ -33,17 +33,15 @@ def named(tokenizer, directory):
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
-    from conftest import REAL_DATA
-
     tokenizer, changes = CASES[request.param]
-    if tokenizer is not None and not REAL_DATA.is_dir():
-        pytest.skip(f"no real data at {REAL_DATA} (QURATING_TEST_DATA names the folder)")
+    if tokenizer is not None and not runs.REAL_DATA.is_dir():
+        pytest.skip(f"no real data at {runs.REAL_DATA} (QURATING_TEST_DATA names the folder)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lm_eval.models.huggingface import HFLM
         from transformers import PreTrainedTokenizerFast
 
-        path = None if tokenizer is None else REAL_DATA / "tokenizers" / tokenizer
+        path = None if tokenizer is None else runs.REAL_DATA / "tokenizers" / tokenizer
         if request.param == "bos":
             path = named(path, tmp_path_factory.mktemp("tokenizer"))
         directory = runs.make_lm(tmp_path_factory.mktemp(request.param), path, **changes)
