@@ -1,15 +1,16 @@
 """Figures with a row per label: bars, stacked bars, and estimates with their intervals."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qurating_jax.reporting import svg
 from qurating_jax.reporting.blocks import Bars, Intervals
 from qurating_jax.reporting.svg import Attributes, Scale, tag, with_unit
 from qurating_jax.reporting.text import NOTHING, number
 
-WIDE, NARROW = 760, 340
+WIDE, HALF, NARROW = 760, 460, 340  # of a whole column, of half a column, of a phone
 LINE = 16  # height of a line of text
+Slots = Mapping[tuple[str, str], int]  # (series, label) -> place in the order of colours and shapes
 Row = tuple[str, str, float | None, float | None, float | None]  # label, series, value, low, high
 
 
@@ -35,12 +36,12 @@ def short(unit: str) -> str:
 
 def label_column(labels: Sequence[str], width: float) -> float:
     """Width of the column of labels left of a plot; 0 on narrow drawings, where they stand above their bars."""
-    if width < WIDE:
+    if width < HALF:
         return 0.0
     return min(max((svg.text_width(svg.fit(text, 0.34 * width)) for text in labels), default=0.0), 0.34 * width) + 12
 
 
-def draw_bars(figure: Bars, width: float) -> tuple[list[str], float]:
+def draw_bars(figure: Bars, width: float, slots: Slots) -> tuple[list[str], float]:
     """A group of bars per label, one per series: what is drawn, and its height."""
     left = label_column(figure.labels, width)
     thick = 16 if len(figure.series) == 1 else 12
@@ -48,7 +49,7 @@ def draw_bars(figure: Bars, width: float) -> tuple[list[str], float]:
     write, unit = writer(finite, keep_small=True), short(figure.unit)
     right = 14 + max(svg.text_width(with_unit(write(v), unit), 11) for v in finite)
     negative = right if min(finite) < 0 else 0.0
-    scale = svg.linear_scale(finite, left + 4 + negative, width - right, most=6 if width == WIDE else 4, zero=True)
+    scale = svg.linear_scale(finite, left + 4 + negative, width - right, most=6 if width >= WIDE else 4, zero=True)
     bars, y = [], 6.0
     for i, name in enumerate(figure.labels):
         if left:
@@ -57,7 +58,7 @@ def draw_bars(figure: Bars, width: float) -> tuple[list[str], float]:
         else:
             bars.append(svg.label(name, 0, y + 11, width - 4, class_="name"))
             y += LINE + 1
-        for k, (series, values) in enumerate(figure.series.items()):
+        for series, values in figure.series.items():
             value = values[i]
             if value is None or not math.isfinite(value):
                 bars.append(tag("text", "no value", x=scale(0) + 5, y=y + thick - 3, class_="value"))
@@ -75,7 +76,7 @@ def draw_bars(figure: Bars, width: float) -> tuple[list[str], float]:
                         y=y,
                         width=max(end - x, 0.5),
                         height=thick,
-                        class_=f"bar {svg.colour(k)}",
+                        class_=f"bar {svg.colour(slots[series, name])}",
                     )
                 )
                 anchor, place = ("end", x - 5) if value < 0 else (None, end + 5)
@@ -88,12 +89,12 @@ def draw_bars(figure: Bars, width: float) -> tuple[list[str], float]:
     return [*axis, *bars, svg.vertical(scale(0), 2, y, "zero")], y + (40 if figure.unit else 22)
 
 
-def draw_stacked(figure: Bars, width: float) -> tuple[list[str], float]:
+def draw_stacked(figure: Bars, width: float, slots: Slots) -> tuple[list[str], float]:
     """A bar per label, its parts one after another: what is drawn, and its height."""
     left = label_column(figure.labels, width)
     columns = list(figure.series.items())
     totals = [sum(max(values[i] or 0.0, 0.0) for _, values in columns) for i in range(len(figure.labels))]
-    scale = svg.linear_scale(totals, left + 4, width - 24, most=6 if width == WIDE else 4, zero=True)
+    scale = svg.linear_scale(totals, left + 4, width - 24, most=6 if width >= WIDE else 4, zero=True)
     write = writer([value for _, values in columns for value in values])
     bars, y, thick = [], 6.0, 20
     for i, name in enumerate(figure.labels):
@@ -103,11 +104,12 @@ def draw_stacked(figure: Bars, width: float) -> tuple[list[str], float]:
             bars.append(svg.label(name, 0, y + 11, width - 4, class_="name"))
             y += LINE + 1
         position = 0.0
-        for k, (series, values) in enumerate(columns):
+        for series, values in columns:
             value = values[i]
             if value is None or not math.isfinite(value) or value <= 0:
                 continue
             x, end = scale(position), scale(position + value)
+            k = slots[series, name]
             hint = f"{name}, {series}: {with_unit(write(value), figure.unit)}"
             place: Attributes = {"x": x, "y": y, "width": end - x, "height": thick}
             bars.append(tag("rect", hint=hint, class_=f"bar part {svg.colour(k)}", **place))
@@ -123,19 +125,19 @@ def draw_stacked(figure: Bars, width: float) -> tuple[list[str], float]:
     )
 
 
-def draw_intervals(figure: Intervals, width: float) -> tuple[list[str], float]:
+def draw_intervals(figure: Intervals, width: float, slots: Slots) -> tuple[list[str], float]:
     """A dot and a whisker per row, rows of a label together: what is drawn, and its height."""
     groups: dict[str, list[Row]] = {}
     for row in figure.rows:
         groups.setdefault(row[0], []).append(row)
-    order = {name: k for k, name in enumerate(dict.fromkeys(row[1] for row in figure.rows))}
+    num_series = len({row[1] for row in figure.rows})
     ends = [float(v) for row in figure.rows for v in row[2:] if v is not None and math.isfinite(v)]
     if figure.reference is not None and math.isfinite(figure.reference):
         ends.append(figure.reference)
     write = writer(ends)
-    right = 12 + max(svg.text_width(interval_text(row, write), 11) for row in figure.rows) if width == WIDE else 12
+    right = 12 + max(svg.text_width(interval_text(row, write), 11) for row in figure.rows) if width >= HALF else 12
     left = label_column(list(groups), width)
-    scale = svg.linear_scale(ends, left + 10, width - right, most=6 if width == WIDE else 4)
+    scale = svg.linear_scale(ends, left + 10, width - right, most=6 if width >= WIDE else 4)
     rows, y = [], 8.0
     for name, members in groups.items():
         if left:
@@ -144,8 +146,8 @@ def draw_intervals(figure: Intervals, width: float) -> tuple[list[str], float]:
             rows.append(svg.label(name, 0, y + 11, width - 4, class_="name"))
             y += LINE + 1
         for row in members:
-            rows += _interval(row, order[row[1]], len(order), scale, y + 9, write)
-            if width == WIDE:
+            rows += _interval(row, slots[row[1], row[0]], num_series, scale, y + 9, write)
+            if width >= HALF:
                 rows.append(tag("text", interval_text(row, write), x=width - right + 12, y=y + 13, class_="value"))
             y += 18
         y += 6

@@ -67,6 +67,8 @@ def _documents(explorer: DocumentsExplorer, shown: Shown, with_texts: bool) -> d
         "windowTokens": [document.window_tokens for document in documents],
         "windows": [[_numbers(values, 4) for values in document.windows] for document in documents],
         "selected": [document.selected for document in documents],
+        "means": _numbers(explorer.means, 5),
+        "stds": _numbers(explorer.stds, 5),
     }
     if with_texts:
         data["id"] = [document.id for document in documents]

@@ -9,45 +9,72 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from qurating_jax.reporting import bars, svg
-from qurating_jax.reporting.bars import LINE, NARROW, WIDE, label_column
+from qurating_jax.reporting import bars, colours, curves, svg
+from qurating_jax.reporting.bars import HALF, LINE, NARROW, WIDE, Slots, label_column
 from qurating_jax.reporting.blocks import Bars, Cell, Figure, Heatmap, Histogram, Intervals, Lines, Table
-from qurating_jax.reporting.svg import Attributes, Scale, tag, with_unit
+from qurating_jax.reporting.svg import Attributes, tag, with_unit
 from qurating_jax.reporting.text import is_finite, number
-
-MOST_MARKS = 40  # points of a curve that get a mark each
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the page shows of a figure: pictures (none where there is nothing to draw), legend, and the numbers."""
+    """What the page shows of a figure.
+
+    Attributes:
+        pictures: for wide and for narrow screens; none where there is nothing to draw.
+        legend: signs and names of the series.
+        is_labelled: the wide picture has the names in it, so that the legend is for the narrow one.
+        is_small: two such figures have room beside each other.
+        numbers: the table of what is drawn.
+    """
 
     pictures: tuple[Markup, ...]
     legend: tuple[tuple[Markup, str], ...]
+    is_labelled: bool
+    is_small: bool
     numbers: Table
 
 
-def draw(figure: Figure) -> Drawing:
-    """A figure as pictures, legend and table. Values that are no numbers (null, NaN, infinite) are gaps."""
+def draw(figure: Figure, slots: Mapping[str, int] | None = None) -> Drawing:
+    """A figure as pictures, legend and table. Values that are no numbers (null, NaN, infinite) are gaps.
+
+    Args:
+        figure: what to draw.
+        slots: places of all series of the report in the order of colours (`colours.slots`); None: of these alone.
+    """
     table = numbers(figure)
-    values = _values(figure)
-    if not any(is_finite(value) for value in values):
-        return Drawing((), (), table)
+    if not any(is_finite(value) for value in _values(figure)):
+        return Drawing((), (), False, False, table)
+    places = colours.places(figure, colours.slots([figure]) if slots is None else slots)
+    is_labelled = isinstance(figure, Lines) and bool(curves.direct_labels(figure, WIDE))
+    is_small = _is_small(figure)
     pictures = []
-    width: float
-    for width, variant in ((WIDE, "wide"), (NARROW, "narrow")):
-        if isinstance(figure, Bars):
-            content, height = (bars.draw_stacked if figure.stacked else bars.draw_bars)(figure, width)
-        elif isinstance(figure, Intervals):
-            content, height = bars.draw_intervals(figure, width)
-        elif isinstance(figure, Histogram):
-            content, height = _histogram(figure, width)
-        elif isinstance(figure, Lines):
-            content, height = _lines(figure, width)
-        else:
-            content, height, width = _heatmap(figure, width)
+    for size, variant in ((HALF if is_small else WIDE, "wide"), (NARROW, "narrow")):
+        content, height, width = _content(figure, size, places)
         pictures.append(svg.picture(figure.title, _description(figure), width, height, content, variant))
-    return Drawing(tuple(pictures), _legend(figure), table)
+    return Drawing(tuple(pictures), _legend(figure, places), is_labelled and not is_small, is_small, table)
+
+
+def _content(figure: Figure, width: float, places: Slots) -> tuple[list[str], float, float]:
+    """What is drawn, its height and its width, which is the one asked for unless a heat map needs another."""
+    if isinstance(figure, Heatmap):
+        return _heatmap(figure, width)
+    if isinstance(figure, Bars):
+        content, height = (bars.draw_stacked if figure.stacked else bars.draw_bars)(figure, width, places)
+    elif isinstance(figure, Intervals):
+        content, height = bars.draw_intervals(figure, width, places)
+    elif isinstance(figure, Histogram):
+        content, height = _histogram(figure, width, places)
+    else:
+        content, height = curves.draw_lines(figure, width, places)
+    return content, height, width
+
+
+def _is_small(figure: Figure) -> bool:
+    """Whether half a column is enough: histograms, curves around a diagonal, and heat maps of few columns."""
+    if isinstance(figure, Heatmap):
+        return _heatmap(figure, HALF)[2] <= HALF
+    return isinstance(figure, Histogram) or (isinstance(figure, Lines) and figure.diagonal)
 
 
 def numbers(figure: Figure) -> Table:
@@ -79,7 +106,7 @@ def _values(figure: Figure) -> list[float | None]:
     if isinstance(figure, Intervals):
         return [row[2] for row in figure.rows]
     if isinstance(figure, Lines):
-        return [y for name in figure.series for _, y in _points(figure, name)]
+        return [y for name in figure.series for _, y in curves.points(figure, name)]
     return [value for row in figure.values for value in row]
 
 
@@ -91,28 +118,26 @@ def _description(figure: Figure) -> str:
     return f"{kind}, values from {number(min(drawn))} to {number(max(drawn))}. All of them are in the table below."
 
 
-def _legend(figure: Figure) -> tuple[tuple[Markup, str], ...]:
-    if isinstance(figure, Bars):
-        names, kind = list(figure.series), "bar"
-    elif isinstance(figure, Intervals):
-        names, kind = list(dict.fromkeys(row[1] for row in figure.rows)), "mark"
-    elif isinstance(figure, Lines):
-        names, kind = list(figure.series), "mark"
-    else:
+def _legend(figure: Figure, places: Slots) -> tuple[tuple[Markup, str], ...]:
+    if isinstance(figure, (Heatmap, Histogram)):
         return ()
-    return tuple((svg.swatch(i, kind), name) for i, name in enumerate(names)) if len(names) > 1 else ()
+    names = colours.series_of(figure)
+    kind = "bar" if isinstance(figure, Bars) else "mark"
+    signs = {series: svg.swatch(slot, kind) for (series, _), slot in places.items()}
+    return tuple((signs[name], name) for name in names) if len(names) > 1 else ()
 
 
-def _histogram(figure: Histogram, width: float) -> tuple[list[str], float]:
+def _histogram(figure: Histogram, width: float, places: Slots) -> tuple[list[str], float]:
     """A row of bars per series, all on the same scales, so that they can be compared from above to below."""
     num, edges = len(figure.series), figure.edges
-    left = max(label_column(list(figure.series) if num > 1 else [], width), 48.0 if width == WIDE else 40.0)
+    left = max(label_column(list(figure.series) if num > 1 else [], width), 48.0 if width >= HALF else 40.0)
     tall = 150.0 if num == 1 else 64.0 if num <= 3 else 38.0
-    x = svg.linear_scale(edges, left, width - 16, most=8 if width == WIDE else 4, rounded=False)
+    x = svg.linear_scale(edges, left, width - 16, most=6 if width >= HALF else 4, rounded=False)
     highest = max((v for v in _values(figure) if v is not None and math.isfinite(v)), default=1.0) or 1.0
     rows, axes, y = [], [], 14.0
-    for k, (name, values) in enumerate(figure.series.items()):
-        if num > 1 and width == WIDE:
+    for name, values in figure.series.items():
+        look = places[name, ""] if num <= 3 else 0
+        if num > 1 and width >= HALF:
             rows.append(svg.label(name, left - 8, y + tall - 3, left - 9, anchor="end", class_="name"))
         elif num > 1:
             rows.append(svg.label(name, 0, y + 11, width - 4, class_="name"))
@@ -128,71 +153,13 @@ def _histogram(figure: Histogram, width: float) -> tuple[list[str], float]:
             start, end, top = x(edges[i]), x(edges[i + 1]), up(max(value, 0.0))
             rows.append(
                 tag("rect", hint=hint, x=start + 0.3, y=top, width=max(end - start - 0.6, 0.4), height=y + tall - top,
-                    class_=f"bar {svg.colour(k if num <= 3 else 0)}")
+                    class_=f"bar {svg.colour(look)}")
             )  # fmt: skip
         y += tall
         rows.append(tag("path", d=f"M{svg.coordinate(left)} {svg.coordinate(y)}H{width - 16}", class_="zero"))
         y += 8 if num > 1 else 0
-    title = f"{figure.unit or 'value'}; height: share of each, the highest bar is {highest:.1%}"
-    if width == NARROW:
-        title = figure.unit
+    title = f"{figure.unit or 'value'}; the highest bar is {highest:.1%}" if width >= HALF else figure.unit
     return [*axes, *svg.x_axis(x, 10, y, title), *rows], y + 40
-
-
-def _points(figure: Lines, name: str) -> list[tuple[float | None, float | None]]:
-    """The points of a curve; one that has no place on a scale is a gap."""
-    xs, ys = figure.series[name]
-
-    def place(value: float | None, is_log: bool) -> float | None:
-        return value if value is not None and math.isfinite(value) and (value > 0 or not is_log) else None
-
-    pairs = [(place(x, figure.log_x), place(y, figure.log_y)) for x, y in zip(xs, ys, strict=True)]
-    return [(x, y) if x is not None and y is not None else (None, None) for x, y in pairs]
-
-
-def _lines(figure: Lines, width: float) -> tuple[list[str], float]:
-    curves: Mapping[str, list[tuple[float | None, float | None]]] = {
-        name: _points(figure, name) for name in figure.series
-    }
-    xs = [x for points in curves.values() for x, _ in points if x is not None]
-    ys = [y for points in curves.values() for _, y in points if y is not None]
-    if figure.diagonal:
-        xs, ys = [*xs, *ys], [*xs, *ys]
-    top, bottom = 28.0, 300.0 if width == WIDE else 240.0
-    make_y = svg.log_scale if figure.log_y else svg.linear_scale
-    up = make_y(ys, bottom, top, most=6)
-    left = 14 + max(svg.text_width(text, 11) for text in svg.tick_texts(up.ticks))
-    most = 7 if width == WIDE else 4
-    if figure.log_x:
-        across = svg.log_scale(xs, left, width - 20, most=most)
-    else:
-        across = svg.linear_scale(xs, left, width - 20, most=most, rounded=False)
-    drawn = [*svg.y_axis(up, left, width - 20), *svg.x_axis(across, top, bottom, figure.x_label)]
-    drawn.append(svg.label(figure.y_label, 0, 13, width - 4, class_="axis"))
-    if figure.diagonal:
-        low, high = max(across.low, up.low), min(across.high, up.high)
-        places = [f"{svg.coordinate(across(v))} {svg.coordinate(up(v))}" for v in (low, high)]
-        drawn.append(tag("path", hint="y = x", d=f"M{places[0]}L{places[1]}", class_="reference"))
-    for k, (name, points) in enumerate(curves.items()):
-        drawn += _curve(k, name, points, across, up)
-    return drawn, bottom + 40
-
-
-def _curve(
-    k: int, name: str, points: Sequence[tuple[float | None, float | None]], across: Scale, up: Scale
-) -> list[str]:
-    path, marks, is_open = [], [], False
-    for i, (x, y) in enumerate(points):
-        if x is None or y is None:
-            is_open = False
-            continue
-        path.append(f"{'L' if is_open else 'M'}{svg.coordinate(across(x))} {svg.coordinate(up(y))}")
-        alone = not is_open and (i + 1 == len(points) or points[i + 1][0] is None)
-        if len(points) <= MOST_MARKS or alone:
-            marks.append(svg.mark(k, across(x), up(y), 3.2, f"{name}: {number(x)}, {number(y)}"))
-        is_open = True
-    style = f"line {svg.colour(k)} d{k // svg.NUM_COLOURS % 3}"
-    return [tag("path", hint=name, d="".join(path), class_=style), *marks] if path else []
 
 
 def _heatmap(figure: Heatmap, width: float) -> tuple[list[str], float, float]:
@@ -224,7 +191,7 @@ def _heatmap(figure: Heatmap, width: float) -> tuple[list[str], float, float]:
             if texts[i][j]:
                 place = {"x": left + (j + 0.5) * cell, "y": y + 18, "text_anchor": "middle"}
                 drawn.append(tag("text", texts[i][j], class_=f"in {look}", **place))
-    needed = left + len(figure.columns) * cell + (2 if is_level else 60 if width == NARROW else 110)
+    needed = left + len(figure.columns) * cell + (2 if is_level else 60 if width < WIDE else 110)
     return drawn, head + 28 * len(figure.rows) + 4, max(needed, 0.0)
 
 

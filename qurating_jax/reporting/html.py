@@ -7,14 +7,15 @@ and the style sheet of this file by their digests, and no request at all.
 
 import base64
 import hashlib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
 
-from qurating_jax.reporting import explorers, figures, verdicts
+from qurating_jax.reporting import colours, explorers, figures, verdicts
 from qurating_jax.reporting.blocks import (
     Block,
     Cell,
@@ -29,10 +30,12 @@ from qurating_jax.reporting.blocks import (
 )
 from qurating_jax.reporting.cleaning import clean, clean_report
 from qurating_jax.reporting.explorers import Explorer, Shown
-from qurating_jax.reporting.text import cell_text, is_finite, is_number_column
+from qurating_jax.reporting.grids import breakable, grid
+from qurating_jax.reporting.text import cell_text
 from qurating_jax.runtime.errors import UserError
 
 SCRIPTS = ("state.js", "report.js", "explorer.js", "documents.js", "pairs.js", "start.js")
+WORDS_CHARACTERS = 14  # a longer key figure is set smaller
 FIRST_ROWS = 10  # of an explorer, in print and without scripts
 EXCERPT_CHARACTERS = 160
 _RESERVED = 1024  # bytes per explorer for what is said about what was left out
@@ -72,17 +75,19 @@ def _page(report: Report, shown: Shown, blocks: Sequence[str], with_texts: bool)
     style = _template("report.css")
     head, body = _template("head.js"), "".join(map(_template, SCRIPTS))
     body = f'"use strict";\n(() => {{\n{body}}})();\n'
-    numbers = iter(range(len(blocks)))
+    numbers = itertools.count()
+    slots = colours.slots([block for page in report.pages for block in page.blocks if isinstance(block, Figure)])
     pages = [
         {
             "slug": slug,
             "title": page.title,
             "lead": page.lead,
-            "blocks": [_view(block, shown, numbers, with_texts) for block in page.blocks],
+            "rows": _rows([_view(block, shown, numbers, slots, with_texts) for block in page.blocks]),
         }
         for slug, page in zip(_slugs(report), report.pages, strict=True)
     ]
     html: str = environment.from_string(_template("report.html.j2")).render(
+        breakable=breakable,
         title=report.title,
         subtitle=report.subtitle,
         pages=pages,
@@ -90,7 +95,7 @@ def _page(report: Report, shown: Shown, blocks: Sequence[str], with_texts: bool)
         style=Markup(style),
         head=Markup(head),
         script=Markup(body),
-        data=[Markup(block) for block in blocks],
+        data=list(zip(_explorer_numbers(pages), map(Markup, blocks), strict=True)),
     )
     return html + "\n"
 
@@ -120,40 +125,47 @@ def _slugs(report: Report) -> list[str]:
     return slugs
 
 
-def _view(block: Block, shown: Shown, numbers: Any, with_texts: bool) -> dict[str, Any]:
+def _view(
+    block: Block, shown: Shown, numbers: Iterator[int], slots: Mapping[str, int], with_texts: bool
+) -> dict[str, Any]:
     """What the template needs of a block: its kind, and values that are ready to be shown."""
     if isinstance(block, Note):
         return {"kind": "note", "note": block}
     if isinstance(block, Facts):
-        return {"kind": "facts", "items": [(label, cell_text(value), text) for label, value, text in block.items]}
+        return {"kind": "facts", "items": [_fact(*item) for item in block.items]}
     if isinstance(block, Table):
-        return {"kind": "table", "table": _table(block), "note": block.note}
+        return {"kind": "table", "table": grid(block), "note": block.note}
     if isinstance(block, Verdicts):
-        return {"kind": "table", "table": _table(verdicts.matrix(block)), "note": block.note}
+        return {"kind": "verdicts", "verdicts": verdicts.view(block, next(numbers))}
     if isinstance(block, Figure):
-        drawing = figures.draw(block)
-        return {"kind": "figure", "drawing": drawing, "table": _table(drawing.numbers), "note": block.note}
-    first = _table(_first_rows(block, with_texts))
+        drawing = figures.draw(block, slots)
+        return {"kind": "figure", "drawing": drawing, "table": grid(drawing.numbers), "note": block.note}
+    first = grid(_first_rows(block, with_texts))
     kind = "documents" if isinstance(block, DocumentsExplorer) else "pairs"
     return {"kind": kind, "number": next(numbers), "sample": block.sample_note, "first": first,
             "counts": _counts(block, shown, with_texts)}  # fmt: skip
 
 
-def _table(table: Table) -> dict[str, Any]:
-    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.headings)
-    right = [is_number_column(list(column)) for column in columns]
-    rows = [
-        [
-            (cell_text(cell), is_right, _sort_key(cell) if is_right else "")
-            for cell, is_right in zip(row, right, strict=True)
-        ]
-        for row in table.rows
-    ]
-    return {"title": table.title, "headings": list(zip(table.headings, right, strict=True)), "rows": rows}
+def _rows(views: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The blocks of a page in order; small figures that follow each other are one row."""
+    rows: list[list[dict[str, Any]]] = []
+    for view in views:
+        is_small = view["kind"] == "figure" and view["drawing"].is_small
+        if is_small and rows and rows[-1][0]["kind"] == "figure" and rows[-1][0]["drawing"].is_small:
+            rows[-1].append(view)
+        else:
+            rows.append([view])
+    return rows
 
 
-def _sort_key(cell: Cell) -> str:
-    return repr(cell) if is_finite(cell) else ""
+def _explorer_numbers(pages: Sequence[dict[str, Any]]) -> list[int]:
+    views = [view for page in pages for row in page["rows"] for view in row]
+    return [view["number"] for view in views if view["kind"] in ("documents", "pairs")]
+
+
+def _fact(label: str, value: Cell, text: str) -> tuple[str, Markup, bool, str]:
+    shown = cell_text(value)
+    return label, breakable(shown), len(shown) > WORDS_CHARACTERS, text
 
 
 def _counts(explorer: Explorer, shown: Shown, with_texts: bool) -> list[str]:

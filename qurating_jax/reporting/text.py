@@ -1,12 +1,16 @@
 """Values as people read them, and the plain summary of a report."""
 
 import math
+import re
+from collections.abc import Sequence
 
-from qurating_jax.reporting.blocks import Block, Cell, Note, Report, Table
+from qurating_jax.reporting import plain
+from qurating_jax.reporting.blocks import Block, Cell, Note, Page, Report, Table, Verdicts
 from qurating_jax.reporting.cleaning import clean
 
 CELL_CHARACTERS = 90  # of a cell in the plain summary
 NOTHING = "-"
+_SMALLEST_P = 0.001
 
 
 def is_finite(value: Cell) -> bool:
@@ -35,42 +39,82 @@ def cell_text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else number(cell, 4)
 
 
-def is_number_column(cells: list[Cell]) -> bool:
+def column_texts(heading: str, cells: Sequence[Cell]) -> list[str]:
+    """The cells of a column as text, fractions with the same number of decimals.
+
+    That number gives the largest of them four significant digits; where a small one would be left without two, every
+    fraction has its own four. Integers stay integers. The heading says more: "p" and "p (...)" are p-values, of which
+    small ones are written "<0.001"; "less ..." and "difference ..." are differences, which have a sign.
+    """
+    values = [cell for cell in cells if isinstance(cell, float) and is_finite(cell)]
+    if re.match(r"p([ (-]*(value|holm|adjusted).*)?$", heading, re.IGNORECASE):
+        return [_p_value(cell) if is_finite(cell) else cell_text(cell) for cell in cells]
+    sizes = [abs(value) for value in values if value]
+    decimals = 0
+    if any(value != int(value) for value in values):
+        decimals = max(3 - math.floor(math.log10(max(sizes))), 0)
+        if decimals > 6 or min(sizes) < 10.0 ** (1 - decimals) / 2:
+            decimals = -1  # each its own
+    sign = "+" if re.match(r"less |difference", heading, re.IGNORECASE) else ""
+    return [_in_column(cell, decimals, sign) for cell in cells]
+
+
+def _in_column(cell: Cell, decimals: int, sign: str) -> str:
+    if not is_finite(cell):
+        return cell_text(cell)
+    assert isinstance(cell, (int, float))
+    shown = cell_text(cell) if isinstance(cell, int) or decimals <= 0 else f"{cell:,.{decimals}f}"
+    if isinstance(cell, float) and decimals < 0 and cell == int(cell):
+        shown = f"{cell:,.1f}"
+    return sign + shown if cell > 0 else shown
+
+
+def _p_value(cell: Cell) -> str:
+    assert isinstance(cell, (int, float))
+    return f"<{_SMALLEST_P}" if 0 <= cell < _SMALLEST_P else f"{cell:.3f}"
+
+
+def is_number_column(cells: Sequence[Cell]) -> bool:
     """Whether a column is to be aligned right: it holds numbers, and nothing else but gaps."""
     filled = [cell for cell in cells if cell is not None and cell != ""]
     return bool(filled) and all(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in filled)
 
 
 def summary(report: Report) -> str:
-    """The short form: what is missing, and the `brief` tables as aligned plain text, one line per row."""
-    lines = [
-        clean(report.title, 2 * CELL_CHARACTERS),
-        *([clean(report.subtitle, 2 * CELL_CHARACTERS)] * bool(report.subtitle)),
-    ]
+    """The short form for a terminal: what is missing, the cautions of the first page, and the `brief` tables."""
+    lines = [line for text in (report.title, report.subtitle) for line in _paragraph(text, "")]
     for page in report.pages:
-        inner = [line for block in page.blocks for line in _block_lines(block)]
+        inner = [line for block in page.blocks for line in _block_lines(block, page)]
         if inner:
             lines += ["", clean(page.title, CELL_CHARACTERS), *inner]
     return "\n".join(lines) + "\n"
 
 
-def _block_lines(block: Block) -> list[str]:
-    if isinstance(block, Note) and block.kind == "missing":
-        return [f"  {clean(block.text, 4 * CELL_CHARACTERS)}"]
+def _paragraph(text: str, indent: str) -> list[str]:
+    return plain.paragraph(clean(text, 4 * CELL_CHARACTERS), indent)
+
+
+def _block_lines(block: Block, page: Page) -> list[str]:
+    if isinstance(block, Note):
+        is_told = block.kind == "missing" or (block.kind == "caution" and page.slug == "summary")
+        return _paragraph(block.text, "  ") if is_told else []
+    if isinstance(block, Verdicts):
+        block = _matrix(block)
     if not isinstance(block, Table) or not block.brief or not block.rows:
         return []
     columns = list(zip(*block.rows, strict=True))
-    right = [is_number_column(list(column)) for column in columns]
-    table = [block.headings, *([cell_text(cell) for cell in row] for row in block.rows)]
-    cells = [[clean(cell, CELL_CHARACTERS) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"  {clean(block.title, CELL_CHARACTERS)}"]
-    if block.note:
-        lines.append(f"    {clean(block.note, 4 * CELL_CHARACTERS)}")
-    for row in cells:
-        aligned = (
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(row, widths, right, strict=True)
-        )
-        lines.append(("    " + "  ".join(aligned)).rstrip())
-    return lines
+    right = [is_number_column(column) for column in columns]
+    texts = [column_texts(heading, column) for heading, column in zip(block.headings, columns, strict=True)]
+    rows = [[clean(cell, CELL_CHARACTERS) for cell in row] for row in zip(*texts, strict=True)]
+    headings = [clean(heading, CELL_CHARACTERS) for heading in block.headings]
+    note = _paragraph(block.note, "    ") if block.note else []
+    return [*_paragraph(block.title, "  "), *note, *plain.table(headings, rows, right, "    ")]
+
+
+def _matrix(block: Verdicts) -> Table:
+    """A row per question, in every cell the verdict and its value; a gap where it was not asked."""
+    rows: list[tuple[Cell, ...]] = [
+        (question, *(None if cell is None else f"{cell[0]} {cell[1]}".rstrip() for cell in cells))
+        for question, cells in zip(block.questions, block.cells, strict=True)
+    ]
+    return Table(block.title, ("question", *block.columns), tuple(rows), block.note, block.brief)

@@ -17,8 +17,15 @@ from qurating_jax.reporting.blocks import (
     ShownDocument,
     ShownPair,
     Table,
+    Verdicts,
 )
 
+MODELS = (
+    "educational_value_temperature_2",
+    "educational_value_top_k",
+    "inverse_educational_value_temperature_2",
+    "uniform",
+)
 CRITERIA = ("educational_value", "facts_and_trivia", "required_expertise", "writing_style")
 DOMAINS = ("arxiv", "books", "code", "forum", "news", "recipes", "reference", "stories", "web", "")
 TOPICS = (
@@ -141,6 +148,22 @@ def pairs(num: int, seed: int = 1, texts: tuple[str, ...] = ()) -> tuple[ShownPa
             )
         )
     return tuple(made)
+
+
+def verdicts(word: str = "") -> Verdicts:
+    """Three questions by criterion: every verdict, one that was not asked, and a gap."""
+    said = ("passes", "caution", "fails", "unknown")
+    questions = (f"Is it length in disguise?{word}", "Does its selection survive control for domain?", "Enough values?")
+    cells = tuple(
+        tuple(
+            None
+            if (i, j) == (2, 3)
+            else (said[(i + j) % 4], f"0.{5 * i + j + 1}", f"Because of {i} and {j}: {word or 'R² of length alone'}.")
+            for j in range(len(CRITERIA))
+        )
+        for i in range(len(questions))
+    )
+    return Verdicts("Verdicts", questions, CRITERIA, cells, "What the audit says.", brief=True)
 
 
 def _figures() -> tuple[Page, ...]:
@@ -272,6 +295,32 @@ def _figures() -> tuple[Page, ...]:
                 diagonal=True,
             ),
             Lines("Curves without values", {"empty": ((), ()), "null": ((1.0, 2.0), (None, None))}, "step", "loss"),
+            Lines(
+                "Perplexity of the models",
+                {
+                    name: (steps, tuple(900.0 / (1 + i) + 40 * k for i, _ in enumerate(steps)))
+                    for k, name in enumerate(MODELS)
+                },
+                "step",
+                "perplexity",
+            ),
+            Intervals(
+                "Bits per byte less uniform",
+                tuple(
+                    (name, "difference", 0.01 * k, 0.01 * k - 0.02, 0.01 * k + 0.02)
+                    for k, name in enumerate(MODELS[:3])
+                ),
+                "bits per byte",
+                reference=0.0,
+            ),
+            Table(
+                "Language models: held-out text",
+                (
+                    "held-out domain",
+                    *(f"{what}: {name}" for what in ("perplexity", "bits per byte") for name in MODELS),
+                ),
+                tuple((d or "none", *(rng.uniform(2, 200) for _ in range(8))) for d in DOMAINS),
+            ),
             Note("No eval-lm output with tasks; run `qurating eval-lm --tasks paper`.", "missing"),
         ),
     )
@@ -356,5 +405,7 @@ def report(
     )
     title = HOSTILE[0] if hostile else "QuRating run: laptop experiments"
     middle = pages or (*_figures(), *((trouble,) if hostile else ()))
+    audit = Page("audit", "Rater audit", "Is it in disguise?", (verdicts(HOSTILE[0] if hostile else ""),))
     provenance = Page("provenance", "Provenance", "Where everything comes from.")
-    return Report(title, "qurating-jax 0.1.0, twelve runs", (summary, *middle, documents_page, pairs_page, provenance))
+    every = (summary, *middle, audit, documents_page, pairs_page, provenance)
+    return Report(title, "qurating-jax 0.1.0, twelve runs", every)

@@ -133,10 +133,10 @@ def test_without_texts_neither_text_nor_id_is_in_the_file():
 
 
 def test_figures_have_the_table_of_their_numbers(page):
-    assert page.count('<figure class="block">') == 13
-    assert page.count("<summary>The numbers</summary>") == 12
+    assert page.count('<figure class="block">') == 15
+    assert page.count("<summary>The numbers</summary>") == 14
     assert page.count("There are no values to draw.") == 1  # curves without values
-    assert page.count('role="img"') == 2 * 12
+    assert page.count('role="img"') == 2 * 14
 
 
 def test_headings_do_not_skip_and_ids_are_unique(page):
@@ -212,8 +212,8 @@ def test_cells(value, shown):
 def test_the_summary_has_the_brief_tables_and_what_is_missing():
     lines = text.summary(sample_report.report()).splitlines()
     assert lines[0] == "QuRating run: laptop experiments"
-    assert "    annotate  annotate     47,696  0.2500  yes   -" in lines
-    assert "    select-b  select          120       -  no" in lines
+    assert "    annotate  annotate     47,696  0.250  yes   -" in lines
+    assert "    select-b  select          120      -  no" in lines
     assert any("run `qurating eval-lm --tasks paper`" in line for line in lines)
     assert not any("Nothing" in line for line in lines)
 

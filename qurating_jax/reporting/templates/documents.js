@@ -6,7 +6,8 @@ function documentsExplorer(data) {
   const domain = (row) => data.domains[data.domain[row]] || "no domain";
   const topic = (row) => (data.topic[row] === null ? "no topic" : data.topics[data.topic[row]]);
   const find = hasTexts ? textMatcher([data.id, data.text], data.length) : null;
-  const means = data.criteria.map((_, k) => spread(data.ratings[k]));
+  const isWhole = data.criteria.every((_, k) => data.means?.[k] != null && data.stds?.[k] > 0);
+  const means = data.criteria.map((_, k) => (isWhole ? { mean: data.means[k], deviation: data.stds[k] } : spread(data.ratings[k])));
   const named = (names) => names.map((name, k) => [String(k), name || "no domain"]);
   const isRating = (sort) => /^r\d+$/.test(sort) && Number(sort.slice(1)) < data.criteria.length;
   const criterionOf = (get) => (isRating(get("sort")) ? Number(get("sort").slice(1)) : Number(get("criterion")) || 0);
@@ -56,6 +57,7 @@ function documentsExplorer(data) {
       ...some.map((k) => ({ label: data.criteria[k], kind: "number", minor: k !== active, cell: (row) => [
         shown(data.ratings[k][row]), " ",
         el("span", { class: "faint" }, data.percentiles[k][row] === null ? "" : `(${Math.round(data.percentiles[k][row])})`)] })),
+      ...(data.criteria.length > some.length ? [{ label: "All ratings", kind: "minis-column", minor: true, cell: (row) => minis(data, row) }] : []),
     ].filter((column) => data.topics.length || column.label !== "Topic");
   }
 
@@ -66,7 +68,7 @@ function documentsExplorer(data) {
     return [
       el("p", {}, badges.map((text) => el("span", { class: "badge", dir: "auto" }, text))),
       data.criteria.length ? [el("h4", {}, "Ratings"), ratingBars(data, row)] : null,
-      data.windows[row].some((values) => values.length > 1) ? windowStrips(data, row, means) : null,
+      data.windows[row].some((values) => values.length > 1) ? windowStrips(data, row, means, isWhole) : null,
       hasTexts ? [el("h4", {}, "Text"), textBox(data.text[row], get("q")),
         data.isCut[row] ? el("p", { class: "note" }, "The text goes on; it is cut here.") : null] : null,
     ].flat();
@@ -89,6 +91,18 @@ function spread(values) {
   return { mean, deviation: Math.sqrt(variance) || 1 };
 }
 
+/** A small upright bar per criterion, as high as the percentile. */
+function minis(data, row) {
+  const told = data.criteria.map((name, k) => `${name}: ${shown(data.ratings[k][row])}, ${shownPercentile(data.percentiles[k][row])}`);
+  return el("span", { class: "minis", role: "img", "aria-label": told.join("; ") },
+    data.criteria.map((name, k) => {
+      const percentile = data.percentiles[k][row];
+      return svgEl("svg", { width: 9, height: 22, viewBox: "0 0 9 22", "aria-hidden": "true" }, svgEl("title", {}, told[k]),
+        svgEl("rect", { class: "track", width: 9, height: 22 }),
+        percentile === null ? null : svgEl("rect", { class: "bar s0", y: 22 - (22 * percentile) / 100, width: 9, height: (22 * percentile) / 100 }));
+    }));
+}
+
 function ratingBars(data, row) {
   return el("div", { class: "ratings" }, data.criteria.flatMap((name, k) => {
     const percentile = data.percentiles[k][row];
@@ -103,7 +117,7 @@ function ratingBars(data, row) {
 }
 
 /** A strip for every criterion: windows as wide as they are long, coloured by how far they are from the mean. */
-function windowStrips(data, row, means) {
+function windowStrips(data, row, means, isWhole) {
   const tokens = data.windowTokens[row];
   const total = tokens.reduce((sum, value) => sum + value, 0) || 1;
   const strips = data.criteria.map((name, k) => {
@@ -128,7 +142,7 @@ function windowStrips(data, row, means) {
   const head = ["window", "tokens", ...data.criteria].map((name) => el("th", { scope: "col", class: "number" }, name));
   return [
     el("h4", {}, "Along the document"),
-    el("p", { class: "note" }, "Windows of text, blue where they are rated above the mean of the documents shown, orange below."),
+    el("p", { class: "note" }, `Windows of text, blue where they are rated above the mean of ${isWhole ? "all documents" : "the documents shown"}, orange below.`),
     el("div", { class: "strips" }, strips),
     el("details", {}, el("summary", {}, "The numbers"),
       el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, lines)))),

@@ -40,7 +40,10 @@ function explorer(place, spec, index) {
   const list = el("div", { class: "list" });
   const panes = el("div", { class: spec.isStacked ? "panes stacked" : "panes" }, list);
   const pager = el("div", { class: "pager" }, previous, where, next);
-  place.replaceChildren(filters, el("div", { class: "status" }, count, pager), panes);
+  const key = (name) => el("kbd", {}, name);
+  const hints = el("p", { class: "hints" }, key("j"), " ", key("k"), " next and previous · ", key("Enter"), " open · ",
+    key("Esc"), " close · ", spec.filters[0]?.kind === "search" ? [key("/"), " search · "] : null, key("?"), " all keys");
+  place.replaceChildren(filters, el("div", { class: "status" }, count, pager), hints, panes);
 
   let rows = [];
   let filtered = null; // the part of the address that `rows` were found by
@@ -118,12 +121,18 @@ function explorer(place, spec, index) {
       el("button", { type: "button", disabled: to < 0 || to >= rows.length, onclick: () => open(rows[to], false), ...more }, text);
     const made = el("article", { class: "reader", "data-key": key, "aria-label": spec.title(row) },
       el("div", { class: "bar-row" }, button("Previous", at < 0 ? -1 : at - 1), button("Next", at < 0 ? -1 : at + 1),
-        spec.actions(row), el("button", { type: "button", class: "close", onclick: close }, "Close")),
+        spec.actions(row), copyButton(linkTo(row), "Copy link"), el("button", { type: "button", class: "close", onclick: close }, "Close")),
       el("h3", { tabindex: "-1", dir: "auto" }, spec.title(row)), spec.read(row, get));
     if (reader) reader.replaceWith(made);
     else panes.append(made);
     reader = made;
     if (at >= 0) cursor = at;
+  }
+
+  /** The address of a row, without filters and order. */
+  function linkTo(row) {
+    const only = new URLSearchParams({ page: state.get("page") ?? "", [keyOf("open")]: row });
+    return `${location.href.split("#")[0]}#${only}`;
   }
 
   function update(to) {
@@ -222,8 +231,9 @@ function copyButton(text, name) {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(button.closest(".reader").querySelector("h3")); // for the person to copy
-      button.textContent = "Selected";
+      const field = el("input", { class: "copied", readonly: true, value: text, "aria-label": name });
+      button.replaceWith(field); // for the person to copy
+      field.select();
     }
   });
   return button;

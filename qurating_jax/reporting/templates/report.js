@@ -68,10 +68,12 @@ function showTheme(theme) {
 
 // --- tables: a heading sorts its column -------------------------------------------------------------------------------
 
+/** The headings of the columns; a line above them may name groups of columns. */
+const headingsOf = (table) => [...[...table.tHead.rows].at(-1).cells];
+
 function makeSortable(table) {
-  const headings = [...table.tHead.rows[0].cells];
-  headings.forEach((heading, column) => {
-    const name = heading.textContent.trim() || "name";
+  headingsOf(table).forEach((heading, column) => {
+    const name = heading.dataset.name || "name";
     const button = el("button", { type: "button", "aria-label": `Sort by ${name}`, onclick: () => sortBy(table, column) });
     button.append(...heading.childNodes);
     if (!button.textContent.trim()) button.append("·");
@@ -80,7 +82,7 @@ function makeSortable(table) {
 }
 
 function sortBy(table, column) {
-  const headings = [...table.tHead.rows[0].cells];
+  const headings = headingsOf(table);
   const isNumber = headings[column].classList.contains("number");
   const before = headings[column].getAttribute("aria-sort");
   const direction = before ? (before === "descending" ? 1 : -1) : isNumber ? -1 : 1;
@@ -96,6 +98,39 @@ function sortBy(table, column) {
     return direction * (isNumber ? a.key - b.key : a.key.localeCompare(b.key, "en"));
   });
   table.tBodies[0].append(...rows.map(({ row }) => row));
+}
+
+// --- verdicts: the sentence behind one, where one looks ---------------------------------------------------------------
+
+function makeVerdicts(table) {
+  const block = table.parentElement;
+  const why = block.querySelector(".why");
+  let shown = null; // the button that the sentence belongs to
+  const hide = () => {
+    shown?.removeAttribute("aria-expanded");
+    shown = null;
+    why.hidden = true;
+  };
+  const tell = (button) => {
+    hide();
+    shown = button;
+    button.setAttribute("aria-expanded", "true");
+    const sentence = document.getElementById(button.getAttribute("aria-describedby"));
+    const head = sentence.parentElement.querySelector("strong").cloneNode(true);
+    why.replaceChildren(head, el("span", { dir: "auto" }, sentence.textContent));
+    why.hidden = false;
+    const [at, frame] = [button.getBoundingClientRect(), block.getBoundingClientRect()];
+    why.style.left = `${Math.max(Math.min(at.left - frame.left, frame.width - why.offsetWidth), 0)}px`;
+    why.style.top = `${at.bottom - frame.top + 6}px`;
+  };
+  for (const button of table.querySelectorAll(".verdict")) {
+    button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && tell(button));
+    button.addEventListener("focus", () => tell(button));
+    button.addEventListener("click", () => tell(button));
+    button.addEventListener("blur", hide);
+  }
+  block.addEventListener("pointerleave", () => shown !== document.activeElement && hide());
+  block.addEventListener("keydown", (event) => event.key === "Escape" && hide());
 }
 
 // --- keys -------------------------------------------------------------------------------------------------------------

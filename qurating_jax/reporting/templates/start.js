@@ -16,6 +16,8 @@ prefersDark.addEventListener("change", show);
 document.getElementById("help-open").addEventListener("click", () => help.showModal());
 document.getElementById("help-close").addEventListener("click", () => help.close());
 document.querySelectorAll("table.sortable").forEach(makeSortable);
+document.querySelectorAll("table.verdicts").forEach(makeVerdicts);
+addEventListener("beforeprint", () => document.querySelectorAll(".reasons").forEach((reasons) => (reasons.open = true)));
 document.addEventListener("keydown", onKey);
 addEventListener("popstate", show);
 addEventListener("DOMContentLoaded", () => {
