@@ -116,7 +116,7 @@ def find_topics(
     nothing = Topics(labels, [], similarity, None, 0)
     if len(texts) < _LEAST_DOCUMENTS:
         return nothing
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1), progress("words of the texts", len(texts), "texts") as advance:
         space = _Space.of([texts[row] for row in order.tolist()], seed, max_features, num_components, advance)
