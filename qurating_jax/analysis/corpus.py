@@ -256,15 +256,15 @@ def _settled(
         rows: int64 [k], ids one after another, each in the order of the input.
         again: bool [k], False at the first row of each id.
     """
-    facts = [values[rows] for values in filling.numbers.values()]  # NaN is the greatest: a rated document counts
+    facts: list[Floats] = [values[rows] for values in filling.numbers.values()]  # NaN is the greatest: a rated document counts
     facts.append(filling.tokens[rows].astype(np.float64))
     codes = {name: filling.groups[name] for name in wanted.groups}
     codes |= {wanted.domain: filling.domains} if wanted.domain else {}
-    for name, values in codes.items():
+    for name, numbers in codes.items():
         known = filling.known[name]
         places = np.full(len(known) + 1, -1.0)  # of a null, the last one
         places[[known[one] for one in sorted(known)]] = np.arange(len(known))
-        facts.append(places[values[rows]])
+        facts.append(places[numbers[rows]])
     order = np.lexsort((*reversed(facts), np.cumsum(~again)))
     firsts = np.maximum.accumulate(np.where(again, 0, np.arange(len(rows))))
     differ = np.zeros(len(rows), bool)

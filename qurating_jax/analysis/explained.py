@@ -68,7 +68,7 @@ class _Models:
     def row(self, names: list[str], kind: str) -> dict[str, Any]:
         fitted = self._fitted(names)
         share = explained(self._y, fitted, level=self._level, seed=self._seed)
-        return self._as_row(" + ".join(names), kind, share, explained_ranks(self._y, fitted))
+        return self._as_row(" + ".join(names), kind, share, explained_ranks(self._y, fitted, self._folds))
 
     def beyond(self, name: str) -> dict[str, Any]:
         others = self._fitted([other for other in self.names if other != name])

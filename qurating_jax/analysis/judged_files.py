@@ -182,8 +182,8 @@ def _learned(rater: str, judgments: Judgments, sources: Sequence[str]) -> tuple[
     for candidates in (sources, config["judgments"]):
         if _digest(candidates) == inputs["judgments"]:
             # Which groups there are, and so the split, depends on the criteria that were learned.
-            known = candidates is sources and tuple(config["criteria"]) in ((), judgments.criteria)
-            trained = _training_part(judgments if known else _read(candidates, config), config)
+            is_read = candidates is sources and tuple(config["criteria"]) in ((), judgments.criteria)
+            trained = _training_part(judgments if is_read else _read(candidates, config), config)
             return {fold(text) for group in trained.texts for text in group}, {i for ids in trained.ids for i in ids}
     log.info("%s: the judgments it was trained on are not there any more, or have changed", rater)
     return None

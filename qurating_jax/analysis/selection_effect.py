@@ -16,8 +16,9 @@ about 60 bytes per document beside what is given. Columns:
   order, the same number for every selection; null for a selection of fewer than 2,000 words.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def tables(
     copies, scales = find_copies(studied.texts), _scales(studied)
     effects, mixed, rated, sampled = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]](), []
     with progress("selections", len(grid) + len(selections), "selections") as advance:
-        for found in (selection for some in (grid.draw(), grid.made(selections)) for selection in some):
+        for found in chain(_renamed(grid.draw(), selections), grid.made(selections)):
             mixes = _mixes(studied, found.chosen, level)
             means = _rating_rows(studied, found, scales, level)
             effects.append(_effect(studied, found, mixes, means, copies))
@@ -145,6 +146,12 @@ def tables(
         "selection_ratings": (rated, SELECTION_RATINGS),
     }
     return {name: pa.Table.from_pylist(rows, schema) for name, (rows, schema) in made.items() if rows}
+
+
+def _renamed(tried: Iterable[Selection], made: Collection[str]) -> Iterator[Selection]:
+    """Selections that are tried, under another name where one that was made has theirs."""
+    for found in tried:
+        yield replace(found, name=f"{found.name} (tried)") if found.name in made else found
 
 
 def _grid(

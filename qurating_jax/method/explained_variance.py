@@ -171,10 +171,23 @@ def explained(
     return Share(value, float(low), float(high))
 
 
-def explained_ranks(values: ArrayLike, fitted: Fitted) -> float | None:
-    """Squared rank correlation of values and their predictions; 0 where it is negative, None where one is constant."""
-    found = spearman(values, fitted.values)
-    return None if found is None else max(found, 0.0) ** 2
+def explained_ranks(values: ArrayLike, fitted: Fitted, folds: ArrayLike | None = None) -> float | None:
+    """Squared rank correlation of values and their predictions; 0 where it is negative, None where one is constant.
+
+    Args:
+        values: float [n].
+        fitted: their predictions.
+        folds: int [n], of the predictions: the correlation is the mean of those within folds, weighted by size. Two
+            folds predict a class a little differently; compared with each other, that would order equal documents.
+    """
+    y = np.asarray(values, np.float64)
+    fold = np.zeros(y.size, np.int64) if folds is None else np.asarray(folds, np.int64)
+    found = [(spearman(y[own], fitted.values[own]), own.sum()) for own in (fold == one for one in np.unique(fold))]
+    known = [(value, size) for value, size in found if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(value * size for value, size in known) / math.fsum(size for _, size in known)
+    return max(mean, 0.0) ** 2
 
 
 def _errors(y: Floats, fitted: Fitted) -> Floats:

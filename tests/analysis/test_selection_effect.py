@@ -201,8 +201,13 @@ def test_selections_that_were_made(found):
         },
         "dsir": {"rows": np.arange(50), "strategy": "dsir", "temperature": None, "criterion": ""},
         "none": {"rows": np.zeros(0, np.int64), "strategy": "mix", "temperature": 2.0, "criterion": "unknown"},
+        "uniform": {"rows": np.arange(60), "strategy": "uniform", "temperature": None, "criterion": ""},
     }  # fmt: skip
-    again = {row["name"]: row for row in tables(studied, **options, selections=real)["selection_effect"].to_pylist()}
+    both = tables(studied, **options, selections=real)
+    again = {row["name"]: row for row in both["selection_effect"].to_pylist()}
+    assert len(again) == len(both["selection_effect"])  # no name stands for two selections
+    assert (again["uniform"]["kind"], again["uniform"]["num_selected"]) == ("real", 60)
+    assert again["uniform (tried)"]["kind"] == "grid"
     expected = next(row for row in made["selection_effect"].to_pylist() if row["name"] == drawn.name)
     differing = {"name", "kind", "ngram_words", "distinct_1", "distinct_2", "distinct_3"}
     for name, value in expected.items():

@@ -53,6 +53,18 @@ def test_predictions_are_those_of_sklearn_in_sample_and_cross_fitted():
     unexplained = (1.0 - r2_score(y, expected)) / (1.0 + costs.mean())
     assert explained(y, found).value == pytest.approx(1.0 - unexplained, abs=ROUNDING)
     assert explained_ranks(y, found) == pytest.approx(stats.spearmanr(y, expected).statistic ** 2, abs=1e-4)
+    within = [stats.spearmanr(y[folds == fold], expected[folds == fold]).statistic for fold in range(5)]
+    mean = np.average(within, weights=np.bincount(folds))
+    assert explained_ranks(y, found, folds) == pytest.approx(mean**2, abs=1e-4)
+
+
+def test_folds_do_not_order_documents_of_one_class():
+    """Of two classes the rank correlation is that of the ties that they are."""
+    y, domains, _, folds = planted(4000, num_domains=2)
+    factors = [class_factor("domain", domains)]
+    expected = stats.spearmanr(y, domains).statistic ** 2
+    assert explained_ranks(y, predict(y, factors, folds), folds) == pytest.approx(expected, abs=0.002)
+    assert explained_ranks(y, predict(y, factors, folds)) < expected - 0.01
 
 
 def test_r2_of_two_factors_is_that_of_statsmodels():
