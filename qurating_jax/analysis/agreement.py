@@ -22,7 +22,7 @@ from qurating_jax.method.intervals import wilson
 JUDGMENTS = "judgments"
 SPEARMAN, PAIR_ACCURACY = "spearman", "pair accuracy"
 POOLED, DOMAIN, TOPIC, BETWEEN = "pooled", "domain", "topic", "different domains"
-NEAR_LENGTH = "near length"  # lengths of both texts, in characters, differ by a factor of 1.1 at most
+NEAR_LENGTH = "near length"  # lengths differ by a factor of 1.1 at most: characters of two texts, tokens of documents
 HELD_OUT = "held out"
 ALL_KNOWN, ALL_UNKNOWN = "all, some of them trained on", "all, training unknown"
 MARGINS = (0.0, 0.5, 0.8)
@@ -39,7 +39,9 @@ SCHEMA = pa.schema(
 def label_rows(
     criterion: str, rating: Floats, documents: Audited, labels: Mapping[str, Floats], level: float
 ) -> list[dict[str, Any]]:
-    """Rank correlations with labels, pooled, within domains and topics (averaged, `part` empty) and by domain.
+    """Rank correlations with labels, pooled, by domain, and averaged within domains, topics and classes of length.
+
+    Averages have an empty `part`. The classes of length are powers of 1.1.
 
     Args:
         criterion: its name.
@@ -53,10 +55,13 @@ def label_rows(
         out.
     """
     rows = []
+    steps = np.floor(np.log(np.maximum(documents.tokens, 1)) / _NEAR).astype(np.int64)
+    lengths, classes = np.unique(steps, return_inverse=True)
     for source, label in labels.items():
         for place, groups, names in (
             (DOMAIN, documents.domains, documents.domain_names),
             (TOPIC, documents.topics, [str(number) for number in range(int(documents.topics.max(initial=-1)) + 1)]),
+            (NEAR_LENGTH, classes.astype(np.int32), [str(length) for length in lengths]),
         ):
             known = (groups >= 0) & ~np.isnan(rating) & ~np.isnan(label)
             if known.sum() > len(documents.whole):
@@ -65,7 +70,7 @@ def label_rows(
                 one = found.spearman
                 if one.value is None or one.num < LEAST_DOCUMENTS:
                     continue
-                if place == TOPIC and found.domain != WITHIN:  # numbers of topics say nothing
+                if place != DOMAIN and found.domain != WITHIN:  # numbers of topics and lengths say nothing
                     continue
                 within = place if found.domain else POOLED
                 part = "" if found.domain == WITHIN else found.domain

@@ -256,7 +256,8 @@ def _settled(
         rows: int64 [k], ids one after another, each in the order of the input.
         again: bool [k], False at the first row of each id.
     """
-    facts: list[Floats] = [values[rows] for values in filling.numbers.values()]  # NaN is the greatest: a rated document counts
+    # NaN is the greatest: a rated document counts before one without rating.
+    facts: list[Floats] = [values[rows] for values in filling.numbers.values()]
     facts.append(filling.tokens[rows].astype(np.float64))
     codes = {name: filling.groups[name] for name in wanted.groups}
     codes |= {wanted.domain: filling.domains} if wanted.domain else {}

@@ -6,6 +6,10 @@ Thresholds, and why (docs/analysis.md argues them at length):
   correlation of 0.45, which shows in every figure of a selection.
 - Share of a top-k selection that a control changes: of the best tenth of normal ratings 0.32 changes where R^2 is 0.2,
   and 0.53 where it is 0.5 (of the best fifth 0.26 and 0.43); so both questions have about the same bounds.
+- Such a share fails alone where nothing speaks for the rest of the rating: good raters do differ between domains, and
+  what is to be known is whether a rating is *only* domain. Where it orders texts within a domain (an interval beyond
+  guessing, against judgments or labels), or nobody looked, it is caution; where somebody looked and found no order, it
+  fails. From `ALMOST_ALL` on it fails unless an order is shown: under half of the deviation is left for anything else.
 - Pair accuracy on confident judgments: guessing gets 0.5, and three of four pairs right is of use. That is not high:
   the longer text alone was right in 0.73 to 0.91 of the pairs of two real data sets (docs/rater.md), which is why
   pairs of one domain are asked for too, and those near in length stand in the table.
@@ -17,6 +21,7 @@ A verdict holds at the end of the interval that speaks against it: `passes` need
 reaches from one side to the other.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qurating_jax.analysis.agreement import DOMAIN, JUDGMENTS, PAIR_ACCURACY, POOLED, SPEARMAN
+from qurating_jax.analysis.agreement import DOMAIN, JUDGMENTS, NEAR_LENGTH, PAIR_ACCURACY, POOLED, SPEARMAN, TOPIC
 from qurating_jax.analysis.audited import LEAST_DOCUMENTS, Floats
 from qurating_jax.analysis.explained import ALONE
 
@@ -50,7 +55,7 @@ class Bounds:
 
     good: float
     bad: float
-    chance: float | None = None
+    chance: float = -math.inf
 
     @property
     def more_is_better(self) -> bool:
@@ -63,8 +68,28 @@ CHANGED = Bounds(good=1 / 3, bad=0.5)
 ACCURACY = Bounds(good=0.75, bad=0.6, chance=0.5)
 CORRELATION = Bounds(good=0.3, bad=0.1, chance=0.0)
 EQUAL = Bounds(good=0.01, bad=0.1)
+_BOUNDS = {PAIR_ACCURACY: ACCURACY, SPEARMAN: CORRELATION}
+ALMOST_ALL = 0.8  # R^2
 MARGIN = 0.5  # of the judgments that accuracy is looked at
 FEW_PAIRS = 100  # below, guessing and knowing cannot be told apart: unknown, not a failure
+
+_WITHIN = {"length": NEAR_LENGTH, "domain": DOMAIN, "topic": TOPIC}
+_ALIKE = {"length": "nearly one length", "domain": "one domain", "topic": "one topic"}
+_REMEDY = {
+    "length": "not all of it is length, but much of what it selects by is",
+    "domain": "not all of it is domain, and a selection by domain (--domain_field) takes that part out",
+    "topic": "not all of it is topic, and a selection by a column of topics (--domain_field) takes that part out",
+}
+_MEASURES = {
+    SPEARMAN: "the rank correlation with `{source}`",
+    PAIR_ACCURACY: "the share of pairs ordered as the judge does",
+}
+_DESIGN = "`qurating judge run --design within_domain` judges pairs of one domain"
+_LOOK = {
+    "length": "judgments or --labels would tell",
+    "domain": f"{_DESIGN}, and --labels would tell as well",
+    "topic": "judgments or --labels would tell",
+}
 
 
 def verdict_rows(
@@ -93,10 +118,13 @@ def verdict_rows(
     elif (known == known[0]).all():
         why_not = f"all {known.size:,} ratings are equal"
     rows = [("Are there enough different values?", _ties(known))]
-    for name in ("length", "domain", "topic"):
-        rows.append((f"Is it {name} in disguise?", _disguise(name, explained, why_not)))
-    for name in ("length", "domain", "topic"):
-        rows.append((f"Does its selection survive control for {name}?", _survival(name, selection, why_not)))
+    beside = {name: _beside(name, explained, agreement) for name in _WITHIN}
+    for name in _WITHIN:
+        found = _tempered(_disguise(name, explained, why_not), beside[name])
+        rows.append((f"Is it {name} in disguise?", found))
+    for name in _WITHIN:
+        found = _tempered(_survival(name, selection, why_not), beside[name])
+        rows.append((f"Does its selection survive control for {name}?", found))
     if judged:
         rows += _questions(JUDGMENTS, PAIR_ACCURACY, ACCURACY, agreement, why_not)
     for label in labels:
@@ -133,7 +161,7 @@ def verdict(low: float, high: float, bounds: Bounds) -> str:
     """
     if bounds.more_is_better:
         passes, good, bad = low >= bounds.good, high >= bounds.good, low < bounds.bad
-        fails = high < bounds.bad or (bounds.chance is not None and low <= bounds.chance)
+        fails = high < bounds.bad or low <= bounds.chance
     else:
         passes, good, bad = high < bounds.good, low < bounds.good, high >= bounds.bad
         fails = low >= bounds.bad
@@ -156,7 +184,7 @@ def _judged(row: Row, value: str, bounds: Bounds, what: str, of: str) -> _Findin
     threshold = bounds.bad if found == FAILS else bounds.good
     if found == PASSES:
         why = f"all of that interval is {good}"
-    elif found == FAILS and bounds.chance is not None and low <= bounds.chance:
+    elif found == FAILS and low <= bounds.chance:
         threshold = bounds.chance
         why = f"guessing gets {bounds.chance:g}, and it is not shown to be above that"
     elif found == FAILS:
@@ -188,6 +216,42 @@ def _disguise(name: str, explained: Sequence[Row], why_not: str) -> _Finding:
         return _Finding(UNKNOWN, why_not or _does_not_vary(name))
     of = f"{row['num_documents']:,} {'sampled ' if name == 'topic' else ''}documents"
     return _judged(row, "r2", EXPLAINED, f"R\N{SUPERSCRIPT TWO} of {name} alone", of)
+
+
+def _beside(name: str, explained: Sequence[Row], agreement: Sequence[Row]) -> tuple[str, str]:
+    """What a failure becomes by what is known of documents that a factor does not tell apart, and why."""
+    among = [
+        row
+        for row in agreement
+        if (row["within"], row["part"]) == (_WITHIN[name], "")
+        and row["margin"] in (None, MARGIN)
+        and row["num"] >= LEAST_DOCUMENTS
+        and row["low"] is not None
+    ]
+    for row in among:
+        if row["low"] > _BOUNDS[row["measure"]].chance:
+            return CAUTION, f"{_figure(row, name)}: {_REMEDY[name]}"
+    for row in among:
+        if _agrees(row, _BOUNDS[row["measure"]], "", "").verdict == FAILS:
+            return FAILS, f"{_figure(row, name)}: no order is shown there"
+    unknown = f"whether it orders texts of {_ALIKE[name]} is not known"
+    alone = next((row for row in explained if row["by"] == name and row["kind"] == ALONE), None)
+    if alone is not None and alone["low"] is not None and alone["low"] >= ALMOST_ALL:
+        left = f"from an R\N{SUPERSCRIPT TWO} of {ALMOST_ALL} on little else is left"
+        return FAILS, f"{unknown}, and {left}; {_LOOK[name]}"
+    return CAUTION, f"{unknown}: {_LOOK[name]}"
+
+
+def _figure(row: Row, name: str) -> str:
+    what = _MEASURES[row["measure"]].format(source=row["source"])
+    return f"among texts of {_ALIKE[name]} {what} is {row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def _tempered(found: _Finding, beside: tuple[str, str]) -> _Finding:
+    """A failure in the light of what else is known; other findings stay."""
+    if found.verdict != FAILS:
+        return found
+    return replace(found, verdict=beside[0], because=f"{found.because}; {beside[1]}")
 
 
 def _survival(name: str, selection: Sequence[Row], why_not: str) -> _Finding:
@@ -230,6 +294,8 @@ def _questions(
     of = "confident pairs" if measure == PAIR_ACCURACY else "documents with both"
     found = _agrees(pooled, bounds, of, why_not)
     inside = _agrees(within, bounds, f"{of} within domains" if measure == SPEARMAN else f"{of} of one domain", why_not)
+    if pooled is not None and inside.verdict == UNKNOWN and measure == PAIR_ACCURACY:
+        inside = replace(inside, because=f"{inside.because}; {_DESIGN}")
     if pooled is not None and inside.verdict != UNKNOWN:
         inside = replace(inside, because=f"{inside.because}; over all domains it is {pooled['value']:.3f}")
     return [(f"Does it agree with {title}?", found), (f"Does it order texts within a domain as {does}?", inside)]
@@ -241,7 +307,7 @@ def _agrees(row: Row | None, bounds: Bounds, of: str, why_not: str) -> _Finding:
     of = f"{row['num']:,} {of}" + (f" ({row['pairs']})" if row["pairs"] else "")
     if row["num"] < LEAST_DOCUMENTS:
         return _Finding(UNKNOWN, f"{of}; {LEAST_DOCUMENTS} are needed to say anything", row["value"])
-    what = "the rank correlation" if row["measure"] == SPEARMAN else "the share of pairs ordered as the judge does"
+    what = "the rank correlation" if row["measure"] == SPEARMAN else _MEASURES[PAIR_ACCURACY]
     found = _judged(row, "value", bounds, what, of)
     if found.verdict == FAILS and row["num"] < FEW_PAIRS and row["high"] >= bounds.bad:
         return replace(found, verdict=UNKNOWN, because=f"{found.because}; {FEW_PAIRS} or more could show it")

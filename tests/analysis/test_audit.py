@@ -69,7 +69,7 @@ def sharp(difference):
 def test_a_rater_that_is_length_in_disguise_is_found_out():
     documents = corpus()
     noise = np.random.default_rng(1).normal(size=4000)
-    said = verdicts(run(documents, np.log(documents["tokens"]) + 0.4 * noise))
+    said = verdicts(run(documents, np.log(documents["tokens"]) + 0.3 * noise))
     assert said["Is it length in disguise?"] == "fails"
     assert said["Does its selection survive control for length?"] == "fails"
     assert said["Is it domain in disguise?"] == said["Is it topic in disguise?"] == "passes"
@@ -105,6 +105,76 @@ def test_a_rater_that_is_topic_in_disguise_is_found_out():
     said = verdicts(run(documents, rating))
     assert said["Is it topic in disguise?"] == said["Does its selection survive control for topic?"] == "fails"
     assert said["Is it domain in disguise?"] == said["Is it length in disguise?"] == "passes"
+
+
+DOMAINS, LENGTHS = "Is it domain in disguise?", "Is it length in disguise?"
+
+
+def because(found, question):
+    return next(row["because"] for row in found["audit_verdicts"].to_pylist() if row["question"] == question)
+
+
+def test_a_good_rater_of_domains_that_differ_is_no_domain_in_disguise():
+    """Two thirds of quality are the domain's; the rater knows the rest too, and that is seen within domains."""
+    documents = corpus()
+    noise = np.random.default_rng(1).normal(size=(2, 4000))
+    quality = np.array([0.0, 1.2, 2.4, 3.6])[documents["domains"]] + noise[0]
+    rating = quality + 0.2 * noise[1]
+    judged = with_ratings(judged_pairs(documents, quality, sharp), {"quality": rating})
+    for found in (run(documents, rating, {"truth": quality}), run(documents, rating, judged=judged)):
+        said = verdicts(found)
+        assert said[DOMAINS] == "caution"
+        assert said["Does its selection survive control for domain?"] == "caution"
+        assert said[LENGTHS] == said["Is it topic in disguise?"] == "passes"
+        assert "among texts of one domain" in because(found, DOMAINS)
+        assert "a selection by domain (--domain_field) takes that part out" in because(found, DOMAINS)
+        (row,) = rows_of(found, "verdicts", question=DOMAINS)
+        assert row["threshold"] == 0.5 < row["value"] < 0.8
+    alone = run(documents, rating)
+    assert verdicts(alone)[DOMAINS] == "caution"
+    assert "is not known: `qurating judge run --design within_domain`" in because(alone, DOMAINS)
+
+
+def test_a_rater_that_adds_noise_to_its_domains_is_found_out():
+    """The same share of domain, and nothing else; one who does not look cannot tell it from the good one."""
+    documents = corpus()
+    noise = np.random.default_rng(1).normal(size=(2, 4000))
+    level = np.array([0.0, 1.2, 2.4, 3.6])[documents["domains"]]
+    quality, rating = level + noise[0], level + noise[1]
+    judged = with_ratings(judged_pairs(documents, quality, sharp), {"quality": rating})
+    for found in (run(documents, rating, {"truth": quality}), run(documents, rating, judged=judged)):
+        assert verdicts(found)[DOMAINS] == "fails"
+        assert verdicts(found)["Does its selection survive control for domain?"] == "fails"
+        assert "no order is shown there" in because(found, DOMAINS)
+    assert verdicts(run(documents, rating))[DOMAINS] == "caution"
+
+
+def test_almost_all_domain_fails_where_nobody_looked_within():
+    documents = corpus()
+    noise = np.random.default_rng(1).normal(size=4000)
+    rating = np.array([0.0, 3.0, 6.0, 9.0])[documents["domains"]] + noise
+    assert verdicts(run(documents, rating))[DOMAINS] == "fails"
+    found = run(documents, rating, {"truth": noise})
+    assert verdicts(found)[DOMAINS] == "caution"  # somebody looked: the rest is what was asked for
+    assert "with `truth` is" in because(found, DOMAINS)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_rater_of_texts_whose_length_matters_is_looked_at_among_texts_of_one_length(knows):
+    """Quality grows with length; the rater knows the rest, or adds noise of its own."""
+    documents = corpus()
+    noise = np.random.default_rng(1).normal(size=(2, 4000))
+    quality = 1.8 * np.log(documents["tokens"]) + noise[0]
+    rating = 1.8 * np.log(documents["tokens"]) + (noise[0] + 0.3 * noise[1] if knows else noise[1])
+    found = run(documents, rating, {"truth": quality})
+    (near,) = rows_of(found, "agreement", source="truth", within="near length")
+    assert near["part"] == ""
+    classes = pd.Series(np.floor(np.log(documents["tokens"]) / np.log(1.1)))
+    parts = [stats.spearmanr(rating[rows], quality[rows]).statistic for rows in classes.groupby(classes).groups.values()
+             if len(rows) > 100]  # fmt: skip
+    assert near["value"] == pytest.approx(np.mean(parts), abs=0.05)
+    assert verdicts(found)[LENGTHS] == ("caution" if knows else "fails")
+    assert verdicts(found)["Does it agree with `truth`?"] == "passes"
 
 
 def test_a_perfect_rater_passes_everything():
