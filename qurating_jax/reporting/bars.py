@@ -10,6 +10,7 @@ from qurating_jax.reporting.text import NOTHING, number
 
 WIDE, HALF, NARROW = 760, 460, 340  # of a whole column, of half a column, of a phone
 LINE = 16  # height of a line of text
+EDGE = 18  # room left of a plot without a column of labels, for half of its first tick
 Slots = Mapping[tuple[str, str], int]  # (series, label) -> place in the order of colours and shapes
 Row = tuple[str, str, float | None, float | None, float | None]  # label, series, value, low, high
 
@@ -49,7 +50,9 @@ def draw_bars(figure: Bars, width: float, slots: Slots) -> tuple[list[str], floa
     write, unit = writer(finite, keep_small=True), short(figure.unit)
     right = 14 + max(svg.text_width(with_unit(write(v), unit), 11) for v in finite)
     negative = right if min(finite) < 0 else 0.0
-    scale = svg.linear_scale(finite, left + 4 + negative, width - right, most=6 if width >= WIDE else 4, zero=True)
+    scale = svg.linear_scale(
+        finite, (left + 4 if left else EDGE) + negative, width - right, most=6 if width >= WIDE else 4, zero=True
+    )
     bars, y = [], 6.0
     for i, name in enumerate(figure.labels):
         if left:
@@ -94,7 +97,7 @@ def draw_stacked(figure: Bars, width: float, slots: Slots) -> tuple[list[str], f
     left = label_column(figure.labels, width)
     columns = list(figure.series.items())
     totals = [sum(max(values[i] or 0.0, 0.0) for _, values in columns) for i in range(len(figure.labels))]
-    scale = svg.linear_scale(totals, left + 4, width - 24, most=6 if width >= WIDE else 4, zero=True)
+    scale = svg.linear_scale(totals, left + 4 if left else EDGE, width - 24, most=6 if width >= WIDE else 4, zero=True)
     write = writer([value for _, values in columns for value in values])
     bars, y, thick = [], 6.0, 20
     for i, name in enumerate(figure.labels):
@@ -137,7 +140,7 @@ def draw_intervals(figure: Intervals, width: float, slots: Slots) -> tuple[list[
     write = writer(ends)
     right = 12 + max(svg.text_width(interval_text(row, write), 11) for row in figure.rows) if width >= HALF else 12
     left = label_column(list(groups), width)
-    scale = svg.linear_scale(ends, left + 10, width - right, most=6 if width >= WIDE else 4)
+    scale = svg.linear_scale(ends, left + 10 if left else EDGE, width - right, most=6 if width >= WIDE else 4)
     rows, y = [], 8.0
     for name, members in groups.items():
         if left:

@@ -17,16 +17,20 @@ def slots(figures: Sequence[Figure]) -> dict[str, int]:
     """Places in the order of colours by name of series, for all figures of a report.
 
     A name takes the first place that no name has which stands in a figure with it, so that series of one figure never
-    share a look (up to forty of them) and a name keeps its own from figure to figure. Figures of one series give none.
+    share a look (up to forty of them) and a name keeps its own from figure to figure. Names of many figures choose
+    first. Figures of one series give none.
     """
     together: dict[str, set[str]] = {}
+    num_figures: dict[str, int] = {}
     for figure in figures:
         names = series_of(figure)
         if len(names) > 1:
             for name in names:
                 together.setdefault(name, set()).update(names)
+                num_figures[name] = num_figures.get(name, 0) + 1
     taken: dict[str, int] = {}
-    for name, others in together.items():
+    for name in sorted(together, key=lambda name: -num_figures[name]):
+        others = together[name]
         used = {taken[other] for other in others if other in taken}
         taken[name] = next(place for place in range(len(used) + 1) if place not in used)
     return taken

@@ -12,9 +12,10 @@ from qurating_jax.reporting.text import number
 
 MOST_MARKS = 40  # points of a curve that get a mark each
 NOISY = 3.0  # times its range that a curve goes up and down
-MEAN_OF = 25  # a running mean is over a 25th of the points
-_LABEL_WIDTH = 210
+MEAN_OF = 15  # a running mean is over a 15th of the points
+_LABEL_WIDTH = 260
 _LABEL_HEIGHT = 14
+_MOST_MOVED = 12  # of a name from the end of its curve, so that names do not touch
 Point = tuple[float | None, float | None]
 
 
@@ -68,8 +69,8 @@ def _frame(figure: Lines, width: float, right: float) -> tuple[Scale, Scale]:
     return svg.linear_scale(xs, left, width - right, most=most, rounded=False), up
 
 
-def direct_labels(figure: Lines, width: float) -> dict[str, float]:
-    """Heights at which names stand at the ends of their curves; none where they would collide or have no room."""
+def direct_labels(figure: Lines, width: float) -> dict[str, tuple[float, float]]:
+    """Heights by name: of the end of the curve and of the name beside it; none where names have no room."""
     if width < WIDE or len(figure.series) < 2 or figure.diagonal:
         return {}
     across, up = _frame(figure, width, 20)
@@ -77,21 +78,34 @@ def direct_labels(figure: Lines, width: float) -> dict[str, float]:
     window = mean_window(values)
     ends = {}
     for name, curve in values.items():
-        drawn = [
-            (x, y) for x, y in (running_mean(curve, window) if window else curve) if x is not None and y is not None
-        ]
+        shown = running_mean(curve, window) if window else curve
+        drawn = [(x, y) for x, y in shown if x is not None and y is not None]
         if not drawn or svg.text_width(name) > _LABEL_WIDTH or across(drawn[-1][0]) < 0.97 * across.end:
             return {}
         ends[name] = up(drawn[-1][1])
-    heights = sorted(ends.values())
-    apart = min(b - a for a, b in itertools.pairwise(heights))
-    return ends if apart >= _LABEL_HEIGHT else {}
+    order = sorted(ends, key=lambda name: ends[name])
+    heights = spread([ends[name] for name in order], _LABEL_HEIGHT)
+    if any(abs(height - ends[name]) > _MOST_MOVED for name, height in zip(order, heights, strict=True)):
+        return {}
+    return {name: (ends[name], height) for name, height in zip(order, heights, strict=True)}
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Increasing heights moved until neighbours are so far apart: those that would touch stand around their middle."""
+    groups: list[tuple[float, int]] = []  # (middle, how many)
+    for height in heights:
+        middle, num = height, 1
+        while groups and middle - groups[-1][0] < apart * (num + groups[-1][1]) / 2:
+            before, others = groups.pop()
+            middle, num = (before * others + middle * num) / (others + num), others + num
+        groups.append((middle, num))
+    return [middle + apart * (i - (num - 1) / 2) for middle, num in groups for i in range(num)]
 
 
 def draw_lines(figure: Lines, width: float, slots: Slots) -> tuple[list[str], float]:
     """Curves over their axes: what is drawn, and its height."""
     labels = direct_labels(figure, width)
-    right = 14 + max((svg.text_width(name) for name in labels), default=6.0)
+    right = 20 + max((svg.text_width(name) for name in labels), default=0.0)
     across, up = _frame(figure, width, right)
     top, bottom = up.end, up.start
     values = {name: points(figure, name) for name in figure.series}
@@ -109,9 +123,12 @@ def draw_lines(figure: Lines, width: float, slots: Slots) -> tuple[list[str], fl
         values = {name: running_mean(curve, window) for name, curve in values.items()}
     for name, curve in values.items():
         drawn += _curve(slots[name, ""], name, curve, across, up, "")
-    for name, y in labels.items():
-        drawn.append(svg.mark(slots[name, ""], across.end + 5, y, 3.2))
-        drawn.append(tag("text", svg.escape(name), x=across.end + 12, y=y + 4))
+    for name, (end, y) in labels.items():
+        look = f"line leader {svg.colour(slots[name, ''])}"
+        path = "".join(f"{sign}{svg.coordinate(across.end + x)} {svg.coordinate(h)}" for sign, x, h in
+                       (("M", 1, end), ("L", 9, y), ("L", 13, y)))  # fmt: skip
+        drawn.append(tag("path", d=path, class_=look))
+        drawn.append(tag("text", svg.escape(name), x=across.end + 17, y=y + 4))
     return drawn, bottom + 40
 
 

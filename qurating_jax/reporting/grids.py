@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -11,7 +10,9 @@ from qurating_jax.reporting.blocks import Cell, Table
 from qurating_jax.reporting.text import column_texts, is_finite, is_number_column
 
 _LONG_WORD = 14  # characters that need no place to break
+_SHORT_END = 2  # characters that do not stand alone in a line
 _LONG_CELL = 60
+MANY_COLUMNS = 8  # that are set closer
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Grid:
     groups: tuple[tuple[Markup, int], ...]
     headings: tuple[Heading, ...]
     rows: tuple[tuple[tuple[Markup, str, str], ...], ...]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there are so many columns that they are set closer."""
+        return len(self.headings) >= MANY_COLUMNS
 
 
 def grid(table: Table) -> Grid:
@@ -72,5 +78,7 @@ def breakable(text: str) -> Markup:
 
 
 def _broken(word: str) -> Markup:
-    pieces: Sequence[str] = re.findall(r"[^_/.=:]*[_/.=:]+|[^_/.=:]+", word)
+    pieces: list[str] = re.findall(r"[^_/.=:]*[_/.=:]+|[^_/.=:]+", word)
+    if len(pieces) > 1 and len(pieces[-1]) <= _SHORT_END:
+        pieces[-2:] = [pieces[-2] + pieces[-1]]
     return Markup("<wbr>").join(pieces)

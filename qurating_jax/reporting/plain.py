@@ -87,7 +87,7 @@ def _shrunk(widths: list[int], may_wrap: list[bool], room: int) -> list[int]:
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` characters, broken at spaces, else after `_`, `/` and `-`, else anywhere."""
     lines, line = [], ""
-    for piece in re.findall(r"[^\s_/-]*[_/-]|[^\s_/-]+\s*|\s+", text):
+    for piece in re.split(r"(?<=[_/])|(?<=\w-)(?=[^\W\d])|(?<=\s)(?=\S)", text):
         if len(line) + len(piece.rstrip()) > width and line.strip():
             lines.append(line.rstrip())
             line = ""

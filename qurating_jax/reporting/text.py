@@ -8,7 +8,7 @@ from qurating_jax.reporting import plain
 from qurating_jax.reporting.blocks import Block, Cell, Note, Page, Report, Table, Verdicts
 from qurating_jax.reporting.cleaning import clean
 
-CELL_CHARACTERS = 90  # of a cell in the plain summary
+CELL_CHARACTERS = 200  # of a cell in the plain summary
 NOTHING = "-"
 _SMALLEST_P = 0.001
 
@@ -91,7 +91,7 @@ def summary(report: Report) -> str:
 
 
 def _paragraph(text: str, indent: str) -> list[str]:
-    return plain.paragraph(clean(text, 4 * CELL_CHARACTERS), indent)
+    return plain.paragraph(clean(text, 2 * CELL_CHARACTERS), indent)
 
 
 def _block_lines(block: Block, page: Page) -> list[str]:

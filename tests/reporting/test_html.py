@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 import sample_report
 
-from qurating_jax.reporting import explorers, html, text
+from qurating_jax.reporting import explorers, html, plain, text
 from qurating_jax.reporting.blocks import DocumentsExplorer, Note, Page, Report, Table
 from qurating_jax.reporting.cleaning import clean
 from qurating_jax.runtime.errors import UserError
@@ -222,7 +222,7 @@ def test_the_summary_is_safe_for_a_terminal():
     found = text.summary(sample_report.report(hostile=True))
     assert all(sign.isprintable() or sign == "\n" for sign in found)
     long = Report("t", "", (Page("a", "A", "", (Table("x", ("a",), (("y" * 1_000_000,),), brief=True), Note("z"))),))
-    assert max(map(len, text.summary(long).splitlines())) <= text.CELL_CHARACTERS + 4
+    assert max(map(len, text.summary(long).splitlines())) <= plain.WIDTH
     assert clean("y" * 1_000_000, text.CELL_CHARACTERS).endswith("…")
 
 
