@@ -25,7 +25,7 @@ class Config(StageConfig):
     """Options of `qurating report`."""
 
     run: str = option("", "a stage output, a folder of them, or the output of `qurating run`", reads=True)
-    title: str = option("", "title of the report [QuRating run: and the folder]")
+    title: str = option("", "title of the report [QuRating run: and the folder's name]")
     baseline: str | None = option(
         None, "what the models are compared with; null: `uniform` where it is, else the first"
     )
@@ -69,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
             _print(storage.read_text(run.path(SUMMARY)))
             return run.counts
         evidence = _evidence(config, artifacts, unfinished, records)
-        report = collect(evidence, config.title or f"QuRating run: {config.run}")
+        report = collect(evidence, config.title or f"QuRating run: {_folder(config.run)}")
         page = html.render(report, with_texts=not config.no_text, max_bytes=config.max_bytes)
         storage.write_text(run.path(PAGE), page)
         summary = text.summary(report) + f"\nThe whole report: {run.path(PAGE)}\n"
@@ -83,6 +83,14 @@ def main(config: Config) -> dict[str, Any]:
         manifest.finish(run, counts)
         _print(summary)
         return counts
+
+
+def _folder(path: str) -> str:
+    """The last name of a path; `.` and `..` by where they lead to."""
+    import os
+
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    return os.path.basename(os.path.abspath(path)) if name in ("", ".", "..") else name
 
 
 def _records(directory: str) -> "list[RunRecord]":

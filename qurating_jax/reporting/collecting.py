@@ -18,6 +18,7 @@ from qurating_jax.reporting.pages import (
     summary,
     topics,
 )
+from qurating_jax.reporting.values import number
 
 PAGES: tuple[Callable[[Evidence, Notes], Page], ...] = (
     judges.page, rater.page, ratings.page, topics.page, selection.page, models.page, audit.page, documents.page,
@@ -49,13 +50,18 @@ def collect(evidence: Evidence, title: str) -> Report:
 
 
 def _subtitle(evidence: Evidence) -> str:
-    """What was run, and with which version."""
+    """What was run, in a line; where it stands and with which revisions is on the page on provenance."""
     versions = dict.fromkeys(
         str(of.manifest["versions"].get("qurating-jax"))
         for of in evidence.shown
         if isinstance(of.manifest.get("versions"), dict)
     )
-    revisions = dict.fromkeys(str(of.manifest.get("git_revision"))[:12] for of in evidence.shown)
-    runs = f"{len(evidence.runs)} runs of {len({run.experiment for run in evidence.runs})} experiments; "
-    made = f"{len(evidence.shown)} stage outputs, qurating-jax {', '.join(versions)} ({', '.join(revisions)})"
-    return f"{evidence.directory}: {runs if evidence.runs else ''}{made}"
+    made = f"qurating-jax {', '.join(versions)}" if versions else ""
+    rated = max((number(of.counts.get("documents")) or 0 for of in evidence.of("annotate")), default=0)
+    runs = f"{len(evidence.runs)} runs of {len(evidence.titles)} experiments" if evidence.runs else ""
+    parts = (
+        runs or f"{len(evidence.shown)} stage output{'s' if len(evidence.shown) != 1 else ''}",
+        f"{rated:,} rated documents" if rated else "",
+        made,
+    )
+    return ", ".join(part for part in parts if part)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from qurating_jax.reporting.artifacts import Artifact, Notes, Unfinished, read_json, read_table
 from qurating_jax.reporting.blocks import Note
+from qurating_jax.reporting.values import at, mappings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from qurating_jax.reporting.annotated import Annotated
+
+_Users = tuple[tuple[str, ...], str]  # titles of the experiments that use an output, and their step
 
 STEPS = "steps/"  # where `qurating run` keeps the outputs that its records name
 
@@ -96,21 +99,32 @@ class Evidence:
         """The outputs of some stages."""
         return [artifact for artifact in self.shown if artifact.stage in stages]
 
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Experiment -> what it is called: its title, with its name where another one is called the same."""
+        found = {run.experiment: run.title or run.experiment for run in self.runs}
+        shared = {title for title in found.values() if list(found.values()).count(title) > 1}
+        return {name: f"{title} ({name})" if title in shared else title for name, title in found.items()}
+
+    def called(self, name: str) -> str:
+        """What an experiment is called; another name as it is."""
+        return self.titles.get(name, name)
+
     def groups(self, *stages: str) -> list[Group]:
         """The outputs of some stages, seeds of an experiment together, in the order of their first ones."""
-        members: dict[tuple[str, str], list[tuple[int, Artifact]]] = {}
+        members: dict[_Users, list[tuple[int, Artifact]]] = {}
         for artifact in self.of(*stages):
             users = [(run, step) for run in self.runs for step, folder in run.steps.items() if folder == artifact.name]
-            experiments = ", ".join(dict.fromkeys(run.experiment for run, _ in users))
+            experiments = tuple(dict.fromkeys(self.called(run.experiment) for run, _ in users))
             steps = ", ".join(dict.fromkeys(step for _, step in users))
-            key = (experiments, steps) if users else (artifact.name, "")
+            key = (experiments, steps) if users else ((artifact.name,), "")
             members.setdefault(key, []).append((min((run.seed for run, _ in users), default=0), artifact))
-        labels = _labels(list(members), len({run.experiment for run in self.runs}))
+        labels = _labels(list(members), len(self.titles))
         groups = [
             Group(labels[key], tuple(artifact for _, artifact in sorted(of, key=lambda one: (one[0], one[1].name))))
             for key, of in members.items()
         ]
-        order = list(dict.fromkeys(run.experiment for run in self.runs))
+        order = list(self.titles.values())
         return sorted(groups, key=lambda group: order.index(group.label) if group.label in order else len(order))
 
     def annotated(self, notes: Notes) -> "dict[str, Annotated]":
@@ -136,8 +150,14 @@ class Evidence:
 
     @cached_property
     def baseline(self) -> str:
-        """The experiment that the others are compared with; empty where nothing is compared."""
-        return str(self.comparison["baseline"]) if self.comparison else ""
+        """The title of the experiment that the others are compared with; empty where nothing is compared."""
+        return self.called(str(self.comparison["baseline"])) if self.comparison else ""
+
+    @cached_property
+    def experiments(self) -> list[tuple[str, dict[str, Any]]]:
+        """The experiments of the comparison by their titles, the baseline first."""
+        found = [(self.called(name), of) for name, of in mappings(at(self.comparison, "experiments"))]
+        return sorted(found, key=lambda entry: entry[0] != self.baseline)
 
 
 _LISTS = ("terms", "selected", "chunk_lengths")
@@ -195,16 +215,16 @@ class Analysis:
         return f"tables/{name}.parquet of {self.artifact.name}" if self.artifact else ""
 
 
-def _labels(keys: Sequence[tuple[str, str]], num_experiments: int) -> dict[tuple[str, str], str]:
+def _labels(keys: Sequence[_Users], num_experiments: int) -> dict[_Users, str]:
     """What stands for the outputs of (experiments, steps): the experiment, or the step where experiments share it."""
-    labels: dict[tuple[str, str], str] = {}
+    labels: dict[_Users, str] = {}
     for users, step in keys:
-        shared = step and ", " in users
+        name = ", ".join(users)
         several = sum(others == users for others, _ in keys) > 1
-        label = step if shared else f"{users}: {step}" if step and several else users
+        label = step if step and len(users) > 1 else f"{name}: {step}" if step and several else name
         if label in labels.values():
-            label = f"{step} of {users}" if step else users
-        labels[users, step] = label if num_experiments else users
+            label = f"{step} of {name}" if step else name
+        labels[users, step] = label if num_experiments else name
     return labels
 
 

@@ -108,6 +108,33 @@ def short(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def signed(value: float | None) -> str:
+    """A difference inside a sentence, with its sign, as bits per byte need it."""
+    return "unknown" if value is None else f"{value:+.4f}" if abs(value) >= 0.00005 else "0.0000"
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference with its interval, as one cell; empty where there is none."""
+    if value is None:
+        return ""
+    return signed(value) + (f" ({signed(low)} to {signed(high)})" if low is not None and high is not None else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} hours"
+
+
+def series(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; parts that hold commas themselves are parted by semicolons."""
+    if len(parts) < 2:
+        return "".join(parts)
+    mark = "; " if any(", " in part for part in parts) else ", "
+    return f"{mark.join(parts[:-1])}{';' if mark == '; ' else ''} and {parts[-1]}"
+
+
 def thin(length: int, most: int) -> list[int]:
     """At most so many places of a long series, evenly spaced, the first and the last among them."""
     if length <= most:

@@ -82,8 +82,8 @@ def test_ratings_are_those_of_the_tables(found, frames):
     for row in shown:
         truth = summary.loc[row["criterion"].replace(" ", "_"), ""]
         assert (row["documents"], row["unrated"]) == (truth["num_documents"], truth["num_null"])
-        assert [row[key] for key in ("mean", "q05", "q50", "max")] == list(truth[["mean", "q05", "q50", "max"]])
-    heatmap = of_kind(found["ratings"], blocks.Heatmap)["Mean rating by domain, normalised"]
+        assert [row[key] for key in ("mean", "5 %", "median", "highest")] == list(truth[["mean", "q05", "q50", "max"]])
+    heatmap = of_kind(found["ratings"], blocks.Heatmap)["Which domains are rated high?"]
     assert set(heatmap.rows) == {"web", HOSTILE}
     for domain, values in zip(heatmap.rows, heatmap.values, strict=True):
         for criterion, value in zip(heatmap.columns, values, strict=True):
@@ -99,25 +99,30 @@ def test_ratings_are_those_of_the_tables(found, frames):
 
 def test_correlations_covariates_windows_and_groups(found, frames):
     page = found["ratings"]
-    figures = of_kind(page, blocks.Intervals)
-    covariates = figures["What ratings go with: rank correlation with properties of the text"]
-    truth = frames["covariates"]
-    truth = truth[(truth["domain"] == "") & truth["spearman"].notna()]
-    assert [row[2] for row in covariates.rows] == list(truth["spearman"])
-    assert [row[0] for row in covariates.rows] == [_words(name) for name in truth["covariate"]]
-    heatmap = of_kind(page, blocks.Heatmap)["Rank correlation between criteria, pooled"]
+    figures, heatmaps = of_kind(page, blocks.Intervals), of_kind(page, blocks.Heatmap)
+    for domain, title in (("", "All domains together"), ("(within)", "Inside a domain")):
+        shown = heatmaps[f"What do ratings go with? {title}"]
+        truth = frames["covariates"]
+        truth = truth[(truth["domain"] == domain) & truth["spearman"].notna()]
+        truth = truth.set_index(["covariate", "criterion"])["spearman"]
+        assert len(shown.rows) * len(shown.columns) == len(truth) > 0
+        for covariate, values in zip(shown.rows, shown.values, strict=True):
+            for criterion, value in zip(shown.columns, values, strict=True):
+                assert value == truth[covariate.replace(" ", "_"), criterion.replace(" ", "_")]
+    heatmap = heatmaps["Do the criteria say the same? All domains together"]
     one = frames["correlations"].query("domain == ''").iloc[0]
     assert heatmap.values[0][1] == heatmap.values[1][0] == one["spearman"]
     groups = frames["groups"]
-    known = groups[groups["difference"].notna()]
-    figure = figures["Groups by role: mean rating less that of all others"]
+    known = groups[groups["difference"].notna() & (groups["column"] != "domain")]  # its means are in a heatmap
+    assert not any("Groups by domain" in title for title in (*figures, *tables(page)))
+    figure = figures["Who is rated higher and who lower? Groups by role"]
     assert [row[0] for row in figure.rows] == list(known["group"])
     assert [row[2:] for row in figure.rows] == [
         tuple(row) for row in known[["difference", "difference_low", "difference_high"]].to_numpy().tolist()
     ]
     assert any("social or literary value" in note for note in notes(page, "caution"))
     lines = of_kind(page, blocks.Lines)
-    assert set(lines["Mean rating by length"].series) == {"educational value", "writing style"}
+    assert set(lines["Are longer documents rated higher?"].series) == {"educational value", "writing style"}
     windows = rows_of(tables(page)["How much the windows of one document differ"])
     assert [row["documents"] for row in windows] == list(frames["windows"].query("domain == ''")["num_documents"])
 
@@ -129,21 +134,24 @@ def test_topics_and_what_the_selection_takes_of_them(found, frames):
     assert {word for row in shown for word in row["terms"].split(", ")} >= {"ship", "flour", "verdict"} & set(
         ", ".join(row["terms"] for row in shown).split(", ")
     )
-    heatmap = of_kind(page, blocks.Heatmap)["Domains of each topic"]
-    assert all(sum(shares) == pytest.approx(1.0) for shares in heatmap.values)
+    counts = frames["topic_domains"].pivot(index="topic", columns="domain", values="num_documents").fillna(0)
+    shares = counts.max(axis=1) / counts.sum(axis=1)
+    numbers = frames["topics"].set_index("name")["topic"]
+    for row in shown:
+        assert row["share from there"] == pytest.approx(shares[numbers[row["topic"]]])
+        assert row["mostly from"] == counts.loc[numbers[row["topic"]]].idxmax()
     mix = frames["selection_mix"]
-    mix = mix[(mix["kind"] == "topic") & (mix["name"] == "best")]
-    title = "Over- and under-selected topics"
-    ratios = of_kind(page, blocks.Intervals).get(title) or of_kind(page, blocks.Heatmap)[title]
-    values = (
-        [row[2] for row in ratios.rows] if isinstance(ratios, blocks.Intervals) else [row[0] for row in ratios.values]
-    )
-    assert sorted(values) == pytest.approx(sorted(mix["ratio"]))
+    mix = mix[(mix["kind"] == "topic") & (mix["name"] == "best")].sort_values("ratio", ascending=False)
+    figure = of_kind(page, blocks.Intervals)["Over- and under-selected topics: best"]
+    assert [row[0] for row in figure.rows] == list(mix["part"])
+    assert [row[2] for row in figure.rows] == list(mix["ratio"])
     ratings = of_kind(page, blocks.Heatmap)["Mean rating by topic, normalised"]
     best = {
         name: values[ratings.columns.index("educational value")]
         for name, values in zip(ratings.rows, ratings.values, strict=True)
     }
+    assert ratings.columns[0] == "educational value"  # that was selected by
+    assert list(best.values()) == sorted(best.values(), reverse=True)
     assert max(best, key=best.get) == next(
         row["topic"] for row in shown if {"court", "jury"} & set(row["terms"].split(", "))
     )
@@ -152,28 +160,37 @@ def test_topics_and_what_the_selection_takes_of_them(found, frames):
 def test_the_grid_of_selections(found, frames):
     effect = frames["selection_effect"]
     grid = effect[(effect["kind"] == "grid") & effect["temperature"].notna()]
-    line = of_kind(found["selection"], blocks.Lines)["Mean rating of a selection by its temperature"]
+    line = of_kind(found["selection"], blocks.Lines)["How much better rated is a selection, by temperature?"]
     for criterion, (x, y) in line.series.items():
         truth = grid[grid["criterion"].str.replace("_", " ") == criterion].sort_values("temperature")
-        assert (x, y) == (tuple(truth["temperature"]), tuple(truth["mean_rating"]))
+        assert (x, y) == (tuple(truth["temperature"]), tuple(truth["mean_rating_normalized"]))
     (row,) = rows_of(tables(found["selection"])["What the selections did"])
     truth = effect[effect["kind"] == "real"].iloc[0]
-    assert (row["selection"], row["selected"], row["mean rating"]) == (
+    assert (row["selection"], row["documents"], row["mean rating (standard deviations)"]) == (
         "best",
         truth["num_selected"],
-        truth["mean_rating"],
+        truth["mean_rating_normalized"],
     )
 
 
 def test_verdicts_come_first_and_the_worst_of_them(found, frames):
     first, *_ = found["audit"].blocks
-    assert first.title == "Verdicts"
-    assert len(first.rows) == len(frames["audit_verdicts"])
-    order = [row["verdict"] for row in rows_of(first)]
-    places = [["fails", "caution", "unknown", "passes"].index(verdict) for verdict in order]
-    assert places == sorted(places)
-    facts = {item[0]: item[1] for item in of_facts(found["summary"])}
-    assert facts["audit of the rater"] == f"{order.count('fails')} of {len(order)} fail"
+    truth = frames["audit_verdicts"].set_index(["question", "criterion"])
+    assert isinstance(first, blocks.Verdicts)
+    assert set(first.questions) == set(frames["audit_verdicts"]["question"])
+    for question, cells in zip(first.questions, first.cells, strict=True):
+        for criterion, (verdict, value, because) in zip(first.columns, cells, strict=True):
+            row = truth.loc[(question, criterion.replace(" ", "_"))]
+            assert (verdict, because) == (row["verdict"], row["because"])
+            assert value == ("" if pd.isna(row["value"]) else f"{row['value']:.2f}")
+    failing = [sum(cell[0] == "fails" for cell in cells) for cells in first.cells]
+    assert failing == sorted(failing, reverse=True)
+    assert failing[0] > 0
+    facts = {item[0]: item for item in of_facts(found["summary"])}
+    _, what, told = facts["the audit fails most on"]
+    assert what.endswith(f": {failing[0]} of 2 criteria")
+    assert told.startswith(f"{sum(failing)} of {len(truth)} checks fail")
+    assert any(isinstance(block, blocks.Verdicts) for block in found["summary"].blocks)
     figures = of_kind(found["audit"], blocks.Intervals)
     explained = figures["How much of the rating is explained without reading the text"]
     truth = frames["audit_explained"].query("kind != 'beyond the others' and r2 == r2")
@@ -204,9 +221,23 @@ def test_the_explorer_holds_the_shown_documents(root, found, frames):
         assert explorer.topics[document.topic] == frames["topics"].set_index("topic").loc[row["topic"], "name"]
         assert document.windows[1] == tuple(texts.loc[document.id, "educational_value_chunks"])
         assert document.selected == ((0,) if document.id in selected else ())
+    summary = frames["ratings_summary"].query("domain == ''").set_index("criterion")
+    assert explorer.means == tuple(summary["mean"][["writing_style", "educational_value"]])
+    assert explorer.stds == tuple(summary["std"][["writing_style", "educational_value"]])
     fewer = pages(root, settings=Settings(max_documents=10))["documents"].blocks[0]
     assert fewer.documents == explorer.documents[:10]
     assert f"Of its {len(texts)} documents with texts 10 are here" in fewer.sample_note
+
+
+def test_documents_to_read_at_percentiles(found, frames):
+    truth = frames["percentiles"].query("domain == '' and criterion == 'educational_value'").set_index("percentile")
+    domains = frames["documents"].set_index("id")["domain"]
+    shown = rows_of(tables(found["ratings"])["What is rated low and what high? Educational value"])
+    assert [row["percentile"] for row in shown] == [5, 30, 70, 95]
+    for row in shown:
+        of = truth.loc[row["percentile"]]
+        assert (row["rating"], row["domain"]) == (of["rating"], domains[of["id"]])
+        assert of["excerpt"].startswith(row["beginning of the document"][:50])
 
 
 def test_no_text_and_no_id(root, frames):
@@ -228,7 +259,7 @@ def test_every_kind_of_block_appears(root, found):
         "Lines",
         "Heatmap",
         "DocumentsExplorer",
-        "Bars",
+        "Verdicts",
     }
 
 
@@ -263,4 +294,33 @@ def test_pairs_with_what_the_rater_says(tmp_path):
     )
     assert (one.first_text, one.second_domain) == ("first text", "second domain")
     assert (shown["two"].p_forward, shown["two"].p_rater, shown["two"].held_out) == (None, None, None)
-    assert "first the 1 on which the rater was not trained" in explorer.sample_note
+    assert "1 of the 1 on which the rater was not trained" in explorer.sample_note
+
+
+def test_held_out_pairs_come_first_then_contested_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    ours = ["yes"] * 3 + ["flip"] * 40 + ["rater"] * 40 + ["settled"] * 200
+    p = {"yes": (0.9, 0.9, 0.9), "flip": (0.9, 0.2, 0.9), "rater": (0.9, 0.8, 0.1), "settled": (0.9, 0.8, 0.7)}
+    rows = [
+        {"criterion": "x", "judge": "j", "first_id": f"a{place}", "second_id": f"b{place}", "first_text": kind,
+         "second_text": "", "held_out": kind == "yes",
+         **dict(zip(("p_forward", "p_backward", "p_rater"), p[kind], strict=True))}
+        for place, kind in rng.permutation(list(enumerate(ours))).tolist()
+    ]  # fmt: skip
+    place = artifact(tmp_path, "analysis", "analyze", {}, files={"analysis.json": {"criteria": ["x"]}})
+    (place / "tables").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), place / "tables" / "pairs.parquet")
+
+    def shown(max_pairs):
+        (explorer,) = pages(tmp_path, settings=Settings(max_pairs=max_pairs))["pairs"].blocks
+        return [pair.first_text for pair in explorer.pairs], explorer.sample_note
+
+    kinds, note = shown(63)
+    assert kinds[:3] == ["yes"] * 3
+    assert sorted(set(kinds[3:33])) == ["flip", "rater"]
+    assert kinds[33:] == ["settled"] * 30
+    assert note.startswith("63 of the 283 pairs")
+    assert "30 of the 80 others on which the judge changed its mind" in note
+    kinds, _ = shown(283)
+    assert sorted(kinds) == sorted(ours)
+    assert shown(2)[0] == ["yes"] * 2

@@ -1,6 +1,5 @@
 """What pages show of hand-written outputs: the figures of the files, by hand; gaps and broken files told of."""
 
-import itertools
 import json
 
 import numpy as np
@@ -67,23 +66,22 @@ def test_selections_stand_side_by_side(tmp_path):
     assert facts["rejected: bad row"] == (4321,) * 2
     for fact in ("selected_tokens", "kl_from_uniform", "effective_sample_size", "overshoot_tokens"):
         assert facts[fact.replace("_", " ")] == tuple(explained[name][fact] for name in ("cold", "hot"))
-    rows = rows_of(found["Selections: ratings before and after"])
-    assert [(row["selection"], row["documents"]) for row in rows] == list(
-        itertools.product(("cold", "hot"), ("eligible", "selected"))
-    )
-    described = explained["hot"]["ratings"]["rating"]["selected"]
-    assert (rows[3]["mean"], rows[3]["quantile 0.95"]) == (described["mean"], described["quantiles"]["0.95"])
+    rows = rows_of(found["Ratings before and after selection"])
+    assert [row["selection"] for row in rows] == ["cold", "hot"]
+    before, after = (explained["hot"]["ratings"]["rating"][side] for side in ("eligible", "selected"))
+    assert (rows[1]["mean before"], rows[1]["mean after"]) == (before["mean"], after["mean"])
+    moved = (after["mean"] - before["mean"]) / before["std"]
+    assert rows[1]["difference in standard deviations"] == pytest.approx(moved)
     assert found[MIX].headings == ("domain", "before", "after: cold", "after: hot")  # of one corpus
     assert found[MIX].rows[0][0] == "books"  # its share grew most
+    assert "the mix was kept" not in found[MIX].note
     shares = [explained[name]["domains"][0] for name in ("cold", "hot")]
     assert found[MIX].rows[0][1:] == (shares[0]["share_eligible"], *(share["share_selected"] for share in shares))
     (bars,) = of_kind(page, blocks.Bars).values()
     assert {name: values[0] for name, values in bars.series.items()} == dict(
         zip(("before", "cold", "hot"), found[MIX].rows[0][1:], strict=True)
     )
-    by_domain = found["Selection by domain: hot"]
-    assert by_domain.headings[0] == "domain"
-    assert len(by_domain.rows) == 3
+    assert not any("by domain" in title for title in found)  # all of it is in the mix
     (row,) = rows_of(found["Overlap with other selections: hot"])
     assert row["selection"] == "other <1>"
     assert row["jaccard tokens"] == explained["hot"]["overlap"]["with"][0]["jaccard_tokens"]
@@ -99,12 +97,12 @@ def test_seeds_of_an_experiment_are_one_column(tmp_path):
     facts = {row[0]: row[1:] for row in tables(found["selection"])["Selections"].rows}
     counts = [document["num_selected"] for document in explained]
     assert counts[0] != counts[1]
+    assert tables(found["selection"])["Selections"].headings == ("fact", "a title")
     assert facts["selected"] == (f"{sum(counts) / 2:.4g} ({min(counts)} to {max(counts)})",)
     assert facts["temperature"] == (2.0,)
     shares = [document["domains"][0]["share_selected"] for document in explained]
     assert tables(found["selection"])[MIX].rows[0][2] == pytest.approx(np.mean(shares))
-    assert "Selection by domain: hot (first seed)" in tables(found["selection"])
-    assert "1 outputs belong to no run any more" in notes(found["provenance"], "plain")[0]
+    assert any("1 outputs belong to no run any more" in note for note in notes(found["provenance"], "plain"))
     of = evidence(tmp_path, runs=runs)
     assert [artifact.name for artifact in of.left_over] == ["steps/select-old"]
 
@@ -128,11 +126,13 @@ def test_many_domains_are_cut_and_members_shown(tmp_path):
     document["members"] = [{"member": "a", "share_tokens": 0.5}, {"share_tokens": 0.25, "member": "b"}]
     found = tables(_selected(tmp_path, s=document))
     mix = found[MIX]
-    assert (len(mix.rows), mix.note) == (selection.MOST_DOMAINS, "30 more are in selection.json.")
+    assert (len(mix.rows), mix.note) == (
+        selection.MOST_DOMAINS,
+        "Shares of the tokens. 30 more are in selection.json.",
+    )
     changes = [abs(after - before) for _, before, after in mix.rows]
     assert changes == sorted(changes, reverse=True)
     assert changes[0] > 10 * changes[-1]
-    assert len(found["Selection by domain: s"].rows) == selection.MOST_DOMAINS
     assert found["Selection by member: s"].rows == (("a", 0.5), ("b", 0.25))
 
 
@@ -153,31 +153,63 @@ def test_a_selection_that_explains_nothing(tmp_path, document):
     assert any("not what `qurating select` writes" in note for note in told) == (document == [])
 
 
+def test_a_mix_that_is_kept_is_said_and_not_drawn(tmp_path):
+    domains = [
+        {"domain": name, "share_eligible": 0.5, "share_selected": share} for name, share in (("a", 0.505), ("b", 0.495))
+    ]
+    page = _selected(tmp_path, s={"num_selected": 2, "domains": domains})
+    assert tables(page)[MIX].rows == (("a", 0.5, 0.505), ("b", 0.5, 0.495))
+    assert "No share moves by more than 1%" in tables(page)[MIX].note
+    assert not of_kind(page, blocks.Bars)
+
+
 def test_the_models_stand_side_by_side_and_gaps_are_none(tmp_path):
     run(tmp_path)
     (table,) = (table for table in tables(pages(tmp_path)["models"]).values() if table.brief)
-    assert table.title == "Language models: held-out text"
-    assert table.headings[1] == "perplexity: models/eval_educational_value"
-    assert table.rows == (
-        ("code", 12.345, None, 1.25, None),
-        ("web", 20.5, 21.5, 1.25, 1.25),
-        ("all domains", 12.345, 12.345, 1.25, 1.25),
-    )
-    (figure,) = of_kind(pages(tmp_path)["models"], blocks.Intervals).values()
-    assert figure.rows[0] == ("models/eval_educational_value", "all documents", 1.25, 1.125, 1.5)
+    assert table.title == "Bits per byte of held-out text by domain"
+    assert table.headings[1:] == ("models/eval_educational_value", "models/eval_uniform")
+    assert table.rows == (("all domains", 1.25, 1.25), ("code", 1.25, None), ("web", 1.25, 1.25))
+    perplexity = tables(pages(tmp_path)["models"])["Perplexity of all held-out text"]
+    assert perplexity.rows[0] == ("models/eval_educational_value", 1.25, 12.345, 12.0, None)
 
 
 def test_models_evaluated_together_have_differences(tmp_path):
     difference = {"bits_per_byte": {"value": -0.5, "low": -0.75, "high": -0.25}}
     document = {
-        "models": {"a": {"all": LM}, "b": {"all": LM}},
+        "models": {"b": {"all": LM | {"num_documents": 7}}, "a": {"all": LM}},
         "baseline": "a",
         "differences": {"b": {"all": difference, "domains": {HOSTILE: difference, "gap": {}}}},
     }
     artifact(tmp_path, "eval", "eval-lm", {}, files={"eval.json": document})
-    figure = of_kind(pages(tmp_path)["models"], blocks.Intervals)["Bits per byte less a: eval"]
-    assert figure.rows == (("all documents", "b", -0.5, -0.75, -0.25), (HOSTILE, "b", -0.5, -0.75, -0.25))
+    page = pages(tmp_path)["models"]
+    figure = of_kind(page, blocks.Intervals)["Bits per byte less a, by domain"]
+    assert figure.rows == (("all domains", "b", -0.5, -0.75, -0.25),)  # no model says anything of the domain
     assert figure.reference == 0.0
+    table = tables(page)["Bits per byte of held-out text by domain"]
+    assert table.headings == ("held-out domain", "documents", "a", "b")  # the baseline first
+    assert table.rows == (("all domains", 7, 1.25, "1.250, -0.5000 (-0.7500 to -0.2500)"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "p", "answer"),
+    [
+        (-0.5, -0.75, -0.25, 0.01, "top is better by 0.5000 bits per byte (0.2500 to 0.7500, p = 0.010)."),
+        (-0.5, -0.75, -0.25, 0.2, "No selection is better than base here."),  # the family says otherwise
+        (0.5, 0.25, 0.75, 1e-9, "top is worse by 0.5000 bits per byte (0.2500 to 0.7500, p < 0.001)."),
+        (0.5, -0.25, 1.25, 0.5, "top cannot be told apart: +0.5000 (-0.2500 to +1.2500); p = 0.500."),
+    ],
+)  # fmt: skip
+def test_the_answer_in_words(tmp_path, value, low, high, p, answer):
+    of = {"title": "x", "seeds": [0, 1], "evaluation": {"all": LM}}
+    difference = {"all": {"bits_per_byte": {"value": value, "low": low, "high": high}}, "p_holm": p}
+    comparison = {"baseline": "u", "level": 0.95, "experiments": {"t": of | {"difference": difference}, "u": of}}
+    runs = [RunOf("t", "top", 0, {}), RunOf("u", "base", 0, {})]
+    page = pages(tmp_path, comparison=comparison, runs=runs)["summary"]
+    told = tables(page)["In short"].rows
+    assert told[0][0] == "Is a selection better than base on held-out text?"
+    assert answer in [row[1] for row in told]
+    assert (told[0][1] == "No selection is better than base here.") == ("is better by" not in answer)
+    assert [row[0] for row in tables(page)["Experiments"].rows] == ["base", "top"]
 
 
 def test_tasks_of_models_evaluated_together(tmp_path):
@@ -193,15 +225,35 @@ def test_tasks_of_models_evaluated_together(tmp_path):
     document = {"models": {}, "baseline": "a", "tasks": tasks}
     artifact(tmp_path, "eval", "eval-lm", {}, files={"eval.json": document})
     page = pages(tmp_path)["models"]
-    assert tables(page)["Tasks"].headings[-2:] == ("eval a", "eval b")
-    assert tables(page)["Tasks"].rows == (("NQ", "world knowledge", 5, 9, "acc", None, 0.5, 1),)
+    assert tables(page)["Tasks"].headings[-2:] == ("a", "b")
+    assert tables(page)["Tasks"].rows == (("NQ", "world knowledge", 9, 5, "acc", None, 0.5, 1),)
     figures = of_kind(page, blocks.Intervals)
     assert [row[:3] for row in figures["Tasks: averages"].rows] == [
-        ("all tasks", "eval a", 0.5),
-        ("world knowledge", "eval a", 0.5),
+        ("all tasks", "a", 0.5),
+        ("world knowledge", "a", 0.5),
     ]
-    assert figures["Tasks: difference from a (eval)"].rows == (("NQ", "b", 0.5, 0.25, 0.75),)
+    assert figures["Tasks one by one less a"].rows == (("NQ", "b", 0.5, 0.25, 0.75),)
+    assert "Tasks: averages less a" not in figures  # its value is not there
+    assert not notes(page, "caution")
     assert not any("No benchmark" in note for note in notes(page, "missing"))
+
+
+def test_tasks_told_in_words_and_what_is_no_better_than_guessing(tmp_path):
+    def task(title, low):
+        return {"title": title, "group": "g", "chance": 0.25, "value": 0.3, "low": low, "high": 0.9, "num_items": 3}
+
+    models = {"b": {"x": task("X", 0.2), "y": task("Y", 0.3)}, "a": {"x": task("X", 0.1), "y": task("Y", 0.1)}}
+    average = {"all": {"value": -0.02, "low": -0.03, "high": -0.01}}
+    tasks = {"models": models, "limit": 3, "differences": {"b": {"averages": average, "tasks": {}}}}
+    artifact(tmp_path, "eval", "eval-lm", {}, files={"eval.json": {"baseline": "a", "models": {}, "tasks": tasks}})
+    found = pages(tmp_path)
+    assert (
+        "Does a model answer more than a on 2 tasks together?",
+        "b is worse: -2.0 points (-3.0 to -1.0).",
+    ) in tables(found["summary"])["In short"].rows
+    told = notes(found["models"], "caution")
+    assert "At most 3 questions of each task were asked: a try, not a result." in told
+    assert any("On 1 of 2 tasks" in note and "guessing: X." in note for note in told)
 
 
 def test_learning_curves_are_means_over_seeds_and_thin(tmp_path):

@@ -41,14 +41,20 @@ def _analysed(evidence: Evidence) -> Iterator[DocumentsExplorer]:
     selections = list(dict.fromkeys(str(name) for row in texts for name in row.get("selected") or ()))
     shown = _drawn(texts, evidence)
     num_all = number(analysis.facts.get("num_documents"))
+    scales = {
+        text(row["criterion"]): row
+        for row in analysis.rows("ratings_summary", "criterion", "domain", "num_documents", "mean")
+        if not row["domain"]
+    }
     cut = f" Of its {len(texts):,} documents with texts {len(shown):,} are here, {_DRAWN}."
     yield DocumentsExplorer(
         tuple(map(words, criteria)),
         tuple(names.values()),
-        tuple(selections),
+        tuple(map(evidence.called, selections)),
         tuple(_document(row, about.get(text(row["id"]), {}), criteria, places, selections) for row in shown),
         int(num_all or len(about)),
         f"{text(analysis.facts.get('sample'))}{cut if len(shown) < len(texts) else ''}".strip(),
+        *(tuple(number(scales.get(name, {}).get(key)) for name in criteria) for key in ("mean", "std")),
     )
 
 

@@ -56,14 +56,29 @@ def _facts(artifact: Artifact, label: str) -> Facts:
     return Facts(tuple(item for item in items if item[1] is not None))
 
 
+_MEASURES = {  # in this order, as readers would call them
+    "num_pairs": "pairs",
+    "num_ties": "ties",
+    "order_consistency": "same winner in both orders",
+    "position_bias": "position bias",
+    "confident_0.5": "decided (margin 0.5)",
+    "confident_0.8": "decided (margin 0.8)",
+}
+
+
 def _by_criterion(artifact: Artifact, label: str) -> Table:
     criteria = mappings(artifact.counts.get("criteria"))
-    measures = dict.fromkeys(name for _, values in criteria for name in values)
+    said = dict.fromkeys(name for _, values in criteria for name in values)
+    measures = [*(name for name in _MEASURES if name in said), *(name for name in said if name not in _MEASURES)]
+    meaning = (
+        "Same winner: share of the pairs, 1 is best. Position bias: 0 is best, above it the first text is favoured. "
+        "Decided: share of the pairs with |2p - 1| of at least the margin."
+    )
     return Table(
         f"Judgments: {label}",
-        ("criterion", *map(words, measures)),
+        ("criterion", *(_MEASURES.get(name, words(name)) for name in measures)),
         tuple((words(criterion), *(plain(values.get(name)) for name in measures)) for criterion, values in criteria),
-        note=OFFLINE if is_offline(artifact) else "",
+        note=meaning if {"order_consistency", "position_bias"} & set(said) else "",
         brief=True,
     )
 
@@ -73,7 +88,9 @@ def _audited(artifact: Artifact, label: str, notes: Notes) -> list[Block]:
     if not audit:
         return [
             missing(
-                f"{label}: intervals of position bias and consistency, agreement and length bias.",
+                f"Not measured of the judgments of {label}: intervals of position bias and of order consistency, "
+                "how often the longer text wins, how decided judgments are, correlations between criteria, agreement "
+                "between judges.",
                 f"qurating judge report {artifact.path}",
             )
         ]
@@ -90,13 +107,13 @@ def _audited(artifact: Artifact, label: str, notes: Notes) -> list[Block]:
             _estimates(found, "position_bias"),
             unit="probability",
             reference=0.0,
-            note=f"Above 0 the text shown first is favoured. {interval}",
+            note=f"0 is best: above it the text shown first is favoured, below the second. {interval}",
         ),
         Intervals(
             "Order consistency by criterion",
             _estimates(found, "order_consistency"),
             unit="share of pairs",
-            note=f"Share of the pairs with the same winner in both orders. {interval}",
+            note=f"Share of the pairs with the same winner in both orders; 1 is best. {interval}",
         ),
         Intervals(
             "The longer text wins",

@@ -1,37 +1,73 @@
 """Did the selection make a better model? Held-out texts, and how the trainings went."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qurating_jax.reporting.artifacts import Notes, read_json, read_lines
-from qurating_jax.reporting.blocks import Block, Intervals, Lines, Note, Page, Table
+from qurating_jax.reporting.blocks import Block, Cell, Intervals, Lines, Note, Page, Table
 from qurating_jax.reporting.evidence import Evidence, missing
 from qurating_jax.reporting.pages import tasks
 from qurating_jax.reporting.pages.curves import Points, curve, mean_curve
-from qurating_jax.reporting.values import at, estimate, mappings, number, number_at, words
+from qurating_jax.reporting.values import at, estimate, interval, mappings, number, number_at
 
 MOST_DOMAINS = 60
-MEASURES = ("perplexity", "bits_per_byte")
+MEASURE = "bits_per_byte"
+BETTER = "Below 0 is better: fewer bits for the same text."
 _CURVES = (
     ("loss", "Training loss", "nats per token"),
     ("validation_loss", "Held-out loss while training", "nats per token"),
     ("learning_rate", "Learning rate", "learning rate"),
-    ("tokens_per_second", "Speed", "tokens per second"),
+    ("tokens_per_second", "Speed of training", "tokens per second"),
 )
 
-Evaluations = dict[str, dict[str, Any]]  # by model: `all`, `macro`, `domains` as in an eval.json
 IntervalRow = tuple[str, str, float | None, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits per byte of a model less the baseline's on all held-out documents; `p` of it in its family (Holm)."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+    def verdict(self, level: float) -> str:
+        """ "better" or "worse" where the interval and p say so, else ""."""
+        if self.p is not None and self.p > 1.0 - level:
+            return ""
+        return (
+            "better"
+            if self.high is not None and self.high < 0
+            else "worse"
+            if self.low is not None and self.low > 0
+            else ""
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Models on held-out text: evaluations and differences to `baseline` by model, as in an eval.json."""
+
+    baseline: str
+    models: Mapping[str, Mapping[str, Any]]
+    differences: Mapping[str, Mapping[str, Any]]
 
 
 def page(evidence: Evidence, notes: Notes) -> Page:
     """Held-out figures with differences, tasks with differences, learning curves."""
     documents = {of.name: read_json(of, "eval.json", notes) for of in evidence.of("eval-lm")}
-    blocks: list[Block] = [*_compared(evidence), *_within(documents, evidence), *_held_out(evidence, documents)]
-    blocks += tasks.blocks(evidence, documents)
-    blocks += _curves(evidence, notes)
+    found = held_out(evidence, documents)
+    asked = tasks.asked(evidence, documents)
+    blocks: list[Block] = [*difference_figure(evidence), *_one_seed(evidence)]
+    for of in found:
+        blocks += [*_by_domain(of, evidence), *_perplexity(of)]
+    blocks += [*tasks.blocks(asked), *_curves(evidence, notes)]
     if not evidence.of("eval-lm"):
         blocks.append(missing("No language model was evaluated here.", "qurating eval-lm"))
-    elif not tasks.are_there(documents):
+    elif not asked:
         blocks.append(missing("No benchmark was asked.", "qurating eval-lm --tasks modern"))
     if not evidence.of("train-lm"):
         blocks.append(missing("No language model was trained here.", "qurating train-lm"))
@@ -41,123 +77,133 @@ def page(evidence: Evidence, notes: Notes) -> Page:
     return Page("models", "Models and tasks", lead, tuple(blocks))
 
 
-def differences(evidence: Evidence) -> list[IntervalRow]:
-    """Bits per byte of every experiment less the baseline's, on all held-out documents."""
-    return [
-        (name, "all documents", *estimate(of, "difference", "all", "bits_per_byte"))
-        for name, of in mappings(at(evidence.comparison, "experiments"))
-        if number_at(of, "difference", "all", "bits_per_byte", "value") is not None
-    ]
+def differences(evidence: Evidence) -> list[Difference]:
+    """Every experiment's difference to the baseline."""
+    found = []
+    for name, of in evidence.experiments:
+        value, low, high = estimate(of, "difference", "all", MEASURE)
+        if value is not None:
+            found.append(Difference(name, value, low, high, number_at(of, "difference", "p_holm")))
+    return found
+
+
+def level(evidence: Evidence) -> float:
+    """Of the intervals of the comparison."""
+    return number_at(evidence.comparison, "level") or 0.95
 
 
 def difference_figure(evidence: Evidence) -> Iterator[Intervals]:
     """What most readers came for: the experiments less the baseline."""
-    rows = differences(evidence)
+    rows = tuple((of.name, "all held-out text", of.value, of.low, of.high) for of in differences(evidence))
     if rows:
-        level = number_at(evidence.comparison, "level") or 0.95
         yield Intervals(
             f"Bits per byte less {evidence.baseline}",
-            tuple(rows),
-            unit="bits per byte",
-            reference=0.0,
-            note=f"Below 0 is better. {level:.0%} intervals of differences paired by document"
-            f"{' and seed' if _num_seeds(evidence) > 1 else ''}.",
-        )
-
-
-def _num_seeds(evidence: Evidence) -> int:
-    return max((len(at(of, "seeds") or ()) for _, of in mappings(at(evidence.comparison, "experiments"))), default=0)
-
-
-def _compared(evidence: Evidence) -> Iterator[Block]:
-    """The figures of `compare`: experiments over their seeds."""
-    experiments = mappings(at(evidence.comparison, "experiments"))
-    yield from difference_figure(evidence)
-    if experiments and _num_seeds(evidence) == 1 and differences(evidence):
-        yield Note("One seed each: the intervals are those of the documents, and say nothing of other trainings.",
-                   "caution")  # fmt: skip
-    domains = sorted({domain for _, of in experiments for domain, _ in mappings(at(of, "difference", "domains"))})
-    rows = tuple(
-        (domain, name, *estimate(of, "difference", "domains", domain, "bits_per_byte"))
-        for domain in domains[:MOST_DOMAINS]
-        for name, of in experiments
-        if number_at(of, "difference", "domains", domain, "bits_per_byte", "value") is not None
-    )
-    if rows:
-        yield Intervals(
-            f"Bits per byte less {evidence.baseline}, by domain",
             rows,
             unit="bits per byte",
             reference=0.0,
-            note=_more(len(domains)),
+            note=f"{BETTER} {level(evidence):.0%} intervals of differences paired by document"
+            f"{' and seed' if num_seeds(evidence) > 1 else ''}.",
         )
 
 
-def _within(documents: Mapping[str, dict[str, Any]], evidence: Evidence) -> Iterator[Block]:
-    """Differences of models that were evaluated together, where no comparison of runs stands for them."""
-    for name, document in () if differences(evidence) else documents.items():
-        compared = mappings(document.get("differences"))
-        rows = tuple(
-            (part, model, *found)
-            for model, of in compared
-            for part, found in (
-                ("all documents", estimate(of, "all", "bits_per_byte")),
-                *(
-                    (domain, estimate(of, "domains", domain, "bits_per_byte"))
-                    for domain, _ in mappings(of.get("domains"))[:MOST_DOMAINS]
-                ),
+def num_seeds(evidence: Evidence) -> int:
+    """The most seeds that an experiment has."""
+    return max((len(at(of, "seeds") or ()) for _, of in evidence.experiments), default=0)
+
+
+def _one_seed(evidence: Evidence) -> Iterator[Note]:
+    if num_seeds(evidence) == 1 and differences(evidence):
+        told = "One seed each: the intervals are those of the documents, and say nothing of other trainings."
+        yield Note(told, "caution")
+
+
+def held_out(evidence: Evidence, documents: Mapping[str, dict[str, Any]]) -> list[HeldOut]:
+    """Experiments over their seeds where they are compared, else the models of each output, the lone ones together."""
+    compared = {name: of["evaluation"] for name, of in evidence.experiments if isinstance(of.get("evaluation"), dict)}
+    if compared:
+        return [
+            HeldOut(
+                evidence.baseline,
+                compared,
+                {name: of["difference"] for name, of in evidence.experiments if isinstance(of.get("difference"), dict)},
             )
-            if found[0] is not None
-        )
-        if rows:
-            title = f"Bits per byte less {document.get('baseline')}: {name}"
-            note = "Below 0 is better; intervals of the documents' own differences, which say nothing of other seeds."
-            yield Intervals(title, rows, unit="bits per byte", reference=0.0, note=note)
+        ]
+    alone: dict[str, Mapping[str, Any]] = {}
+    together = []
+    for name, document in documents.items():
+        baseline = str(document.get("baseline"))
+        models = sorted(mappings(document.get("models")), key=lambda entry: entry[0] != baseline)
+        if len(models) > 1:
+            prefix = f"{name} " if len(documents) > 1 else ""
+            together.append(
+                HeldOut(
+                    f"{prefix}{baseline}",
+                    {f"{prefix}{model}": of for model, of in models},
+                    {f"{prefix}{model}": of for model, of in mappings(document.get("differences"))},
+                )
+            )
+        elif models:
+            alone[name] = models[0][1]
+    return ([HeldOut("", alone, {})] if alone else []) + together
 
 
-def _held_out(evidence: Evidence, documents: Mapping[str, dict[str, Any]]) -> Iterator[Block]:
-    """Perplexity and bits per byte by domain, models or experiments side by side."""
-    results = _evaluations(evidence, documents)
-    if not results:
-        return
-    domains = sorted({domain for of in results.values() for domain, _ in mappings(of.get("domains"))})
+def _by_domain(found: HeldOut, evidence: Evidence) -> Iterator[Block]:
+    """Bits per byte with differences as a table, the differences as a figure."""
+    domains = sorted({domain for of in found.models.values() for domain, _ in mappings(of.get("domains"))})
+    shown = domains[:MOST_DOMAINS]
+    parts = [("all domains", ("all",)), *((domain, ("domains", domain)) for domain in shown)]
     rows = tuple(
         (
-            domain if domain is not None else "all domains",
-            *(
-                number_at(of, *(("domains", domain) if domain is not None else ("all",)), measure, "value")
-                for measure in MEASURES
-                for of in results.values()
-            ),
+            label,
+            next((count for of in found.models.values() if (count := number_at(of, *keys, "num_documents"))), None),
+            *(_with_difference(of, found.differences.get(name), keys) for name, of in found.models.items()),
         )
-        for domain in [*domains[:MOST_DOMAINS], None]
+        for label, keys in parts
     )
-    headings = ("held-out domain", *(f"{words(measure)}: {name}" for measure in MEASURES for name in results))
-    yield Table("Language models: held-out text", headings, rows, note=_more(len(domains)), brief=True)
+    has_counts = any(row[1] is not None for row in rows)
+    cells = rows if has_counts else tuple((row[0], *row[2:]) for row in rows)
+    headings = ("held-out domain", *(["documents"] if has_counts else []), *found.models)
+    told = (
+        f"Bits per byte, lower is better; behind them the difference to {found.baseline} with its interval."
+        if found.differences
+        else "Bits per byte, lower is better."
+    )
+    note = f"{told} {_more(len(domains))}".strip()
+    yield Table("Bits per byte of held-out text by domain", headings, cells, note=note, brief=True)
+    without = 1 if differences(evidence) else 0  # its first row stands above
     estimates = tuple(
-        (name, "all documents", *estimate(of, "all", "bits_per_byte"))
-        for name, of in results.items()
-        if number_at(of, "all", "bits_per_byte", "value") is not None
+        (label, name, *estimate(of, *keys, MEASURE))
+        for label, keys in parts[without:]
+        for name, of in found.differences.items()
+        if number_at(of, *keys, MEASURE, "value") is not None
     )
     if estimates:
-        note = "Intervals of each model by itself are wider than those of differences: the documents are the same."
-        yield Intervals("Bits per byte of held-out text", estimates, unit="bits per byte", note=note)
+        title = f"Bits per byte less {found.baseline}, by domain"
+        note = f"{BETTER} Intervals are not widened for the number of domains: of many some differ by chance."
+        yield Intervals(title, estimates, unit="bits per byte", reference=0.0, note=note)
 
 
-def _evaluations(evidence: Evidence, documents: Mapping[str, dict[str, Any]]) -> Evaluations:
-    """Experiments over their seeds, or every model that was evaluated."""
-    experiments = {
-        name: of["evaluation"]
-        for name, of in mappings(at(evidence.comparison, "experiments"))
-        if isinstance(of.get("evaluation"), dict)
-    }
-    if experiments and evidence.runs:
-        return experiments
-    results: Evaluations = {}
-    for name, document in documents.items():
-        models = mappings(document.get("models"))
-        results |= {name if len(models) == 1 else f"{name} {model}": of for model, of in models}
-    return results
+def _with_difference(of: Mapping[str, Any], difference: Any, keys: tuple[str, ...]) -> Cell:
+    """The value, and in words the difference behind it where there is one."""
+    value = number_at(of, *keys, MEASURE, "value")
+    told = interval(*estimate(difference, *keys, MEASURE))
+    return f"{value:.3f}, {told}" if value is not None and told else value
+
+
+def _perplexity(found: HeldOut) -> Iterator[Table]:
+    """Of all documents alone: it follows from bits per byte and depends on the tokenizer."""
+    rows = tuple(
+        (name, number_at(of, "all", MEASURE, "value"), *estimate(of, "all", "perplexity"))
+        for name, of in found.models.items()
+        if number_at(of, "all", "perplexity", "value") is not None
+    )
+    if rows:
+        headings = ("model", "bits per byte", "perplexity", "low", "high")
+        note = (
+            "Perplexity per token depends on the tokenizer; lower is better. Intervals of a model by itself are wider "
+            "than those of differences, as the documents are the same."
+        )
+        yield Table("Perplexity of all held-out text", headings, rows, note=note)
 
 
 def _more(count: int) -> str:
@@ -181,6 +227,8 @@ def _curves(evidence: Evidence, notes: Notes) -> Iterator[Block]:
             points = (mean_curve(known) or known[0]) if len(known) > 1 else known[0] if known else []
             if points:
                 series[name] = curve(points)
+        if len(series) > 1 and len(set(series.values())) == 1:
+            series = {"all models": next(iter(series.values()))}
         if series:
             note = "Means over the seeds." if several else ""
             yield Lines(title, series, "step", label, note=note)

@@ -37,15 +37,34 @@ def _analysed(evidence: Evidence) -> Iterator[PairsExplorer]:
     rows = evidence.analysis.rows("pairs", "criterion", "first_text", "second_text", "p_forward", "p_backward")
     settings = evidence.settings
     drawn = [rows[place] for place in _order([_key(row) for row in rows], settings.seed)]
-    shown = sorted(drawn, key=lambda row: row.get("held_out") is not True)[: settings.max_pairs]
+    held_out = [row for row in drawn if row.get("held_out") is True]
+    others = [row for row in drawn if row.get("held_out") is not True]
+    contested = [row for row in others if _is_contested(row)]
+    settled = [row for row in others if not _is_contested(row)]
+    room = max(settings.max_pairs - len(held_out), 0)
+    told = max(room - len(settled), room // 2)  # half of the room, and what the others leave
+    shown = [*held_out, *contested[:told], *settled[: room - len(contested[:told])]][: settings.max_pairs]
     if shown:
-        pairs = tuple(_pair(row) for row in shown)
-        held_out = sum(pair.held_out is True for pair in pairs)
+        pairs = tuple(map(_pair, shown))
+        counts = [sum(row in group for row in map(id, shown)) for group in (
+            set(map(id, held_out)), set(map(id, contested)), set(map(id, settled))
+        )]  # fmt: skip
         note = (
-            f"{len(pairs):,} of the {len(rows):,} pairs of the analysis, one criterion each, drawn by a hash; first "
-            f"the {held_out:,} on which the rater was not trained."
+            f"{len(pairs):,} of the {len(rows):,} pairs of the analysis, one criterion each: {counts[0]:,} of the "
+            f"{len(held_out):,} on which the rater was not trained; {counts[1]:,} of the {len(contested):,} others on "
+            f"which the judge changed its mind with the order or the rater disagrees; {counts[2]:,} of the remaining "
+            f"{len(settled):,}. Drawn by a hash, so shares among the shown say nothing of all pairs."
         )
         yield PairsExplorer(pairs, len(rows), note)
+
+
+def _is_contested(row: dict[str, Any]) -> bool:
+    """Whether the judge's winner changes with the order, or the rater prefers the other text."""
+    forward, backward, ours = (number(row.get(name)) for name in ("p_forward", "p_backward", "p_rater"))
+    if forward is not None and backward is not None and (forward - 0.5) * (backward - 0.5) < 0:
+        return True
+    known = [p for p in (forward, backward) if p is not None]
+    return bool(ours is not None and known and (ours - 0.5) * (sum(known) / len(known) - 0.5) < 0)
 
 
 def _pair(row: dict[str, Any]) -> ShownPair:

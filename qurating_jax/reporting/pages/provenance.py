@@ -7,7 +7,7 @@ from typing import Any
 from qurating_jax.reporting.artifacts import Artifact, Notes
 from qurating_jax.reporting.blocks import Block, Cell, Note, Page, Table
 from qurating_jax.reporting.evidence import Evidence
-from qurating_jax.reporting.values import at, flat, mappings, number, number_at, plain, short, words
+from qurating_jax.reporting.values import at, flat, mappings, number, number_at, plain, series, short, words
 from qurating_jax.runtime import manifest
 
 MOST_STAGES = 200
@@ -26,8 +26,18 @@ def page(evidence: Evidence, notes: Notes) -> Page:
         count = len(evidence.left_over)
         told = f"{count:,} outputs belong to no run any more and are in no figure: {', '.join(names)}{more}"
         blocks.insert(0, Note(told))
+    blocks.insert(0, _place(evidence))
     lead = "How did all of this come about, and could it be made again?"
     return Page("provenance", "Provenance", lead, tuple(blocks))
+
+
+def _place(evidence: Evidence) -> Note:
+    """Where it stands, and from which revisions of the code it came."""
+    revisions = dict.fromkeys(str(of.manifest.get("git_revision") or "unknown")[:12] for of in evidence.shown)
+    return Note(
+        f"All of this was read from {evidence.directory}, where {len(evidence.shown):,} finished outputs of stages "
+        f"stand, made by code of revision {series(list(revisions))}."
+    )
 
 
 def seconds(evidence: Evidence) -> float | None:
@@ -35,6 +45,20 @@ def seconds(evidence: Evidence) -> float | None:
     known = [number_at(evidence.costs, of.name, "seconds") for of in evidence.shown]
     found = [value for value in known if value is not None]
     return sum(found) if found else None
+
+
+def devices(evidence: Evidence) -> list[str]:
+    """What the stages ran on, each with its cores where that is known."""
+    found = dict.fromkeys(
+        (str(plain(at(cost, "device"))), number_at(cost, "cores"))
+        for of in evidence.shown
+        if (cost := evidence.costs.get(of.name)) and at(cost, "device")
+    )
+    return [
+        f"{short(cores)} {device.upper() if device == 'cpu' else device} cores" if cores and "cpu" in device.lower()
+        else device.upper() if device == "cpu" else device
+        for device, cores in found
+    ]  # fmt: skip
 
 
 def _stages(evidence: Evidence) -> Table:
@@ -72,7 +96,7 @@ def _users(evidence: Evidence, artifact: Artifact) -> str:
     experiments = list(dict.fromkeys(run.experiment for run in users))
     if len(experiments) > 1:
         return f"{len(experiments)} experiments"
-    return ", ".join(f"{run.experiment} seed {run.seed}" for run in users)
+    return ", ".join(f"{evidence.called(run.experiment)}, seed {run.seed}" for run in users)
 
 
 def counts(artifact: Artifact) -> str:
@@ -80,7 +104,7 @@ def counts(artifact: Artifact) -> str:
     parts = (
         (words(name.replace(" num_", " ")), value)
         for name, value in flat(artifact.counts)
-        if not isinstance(value, list)
+        if value is not None and not isinstance(value, list)
     )
     return ", ".join(f"{name} {_short(value)}" for name, value in parts)
 

@@ -5,16 +5,15 @@ from typing import Any
 
 from qurating_jax.reporting.annotated import Annotated
 from qurating_jax.reporting.artifacts import Notes
-from qurating_jax.reporting.blocks import Block, Cell, Facts, Heatmap, Histogram, Intervals, Lines, Note, Page, Table
+from qurating_jax.reporting.blocks import Block, Cell, Facts, Heatmap, Histogram, Lines, Page, Table
+from qurating_jax.reporting.cleaning import clean
 from qurating_jax.reporting.evidence import Analysis, Evidence, missing
+from qurating_jax.reporting.pages import groups
+from qurating_jax.reporting.pages.cutting import MOST_ROWS, cut, more
 from qurating_jax.reporting.values import number, short, text, words
 
-MOST_ROWS = 40
-MOST_GROUPS = 40
-SOCIAL = (
-    "Ratings do not measure social or literary value, nor the worth of whoever wrote a text: a difference between "
-    "groups says what this rater prefers, and what a selection by it would leave out."
-)
+EXCERPT_CHARACTERS = 200
+PERCENTILES = (5, 30, 70, 95)
 
 
 def page(evidence: Evidence, notes: Notes) -> Page:
@@ -22,9 +21,9 @@ def page(evidence: Evidence, notes: Notes) -> Page:
     analysis = evidence.analysis
     blocks: list[Block] = []
     if analysis:
-        blocks += _facts(analysis)
+        blocks += [*_facts(analysis), *_percentiles(analysis, evidence.settings.with_texts)]
         blocks += [*_histograms(analysis), *_summaries(analysis), *_correlations(analysis), *_covariates(analysis)]
-        blocks += [*_windows(analysis), *_groups(analysis), *_percentiles(analysis, evidence.settings.with_texts)]
+        blocks += [*_windows(analysis), *groups.blocks(analysis), *_quantiles(analysis), *_measured(analysis)]
     else:
         for name, found in evidence.annotated(notes).items():
             blocks += _alone(name, found, evidence.settings.with_texts)
@@ -46,11 +45,16 @@ def _facts(analysis: Analysis) -> Iterable[Block]:
     )
     if any(value is not None for _, value, _ in items):
         yield Facts(tuple(item for item in items if item[1] is not None))
-    if text(facts.get("sample")):
-        yield Note(text(facts["sample"]))
+
+
+def _measured(analysis: Analysis) -> Iterable[Block]:
+    """How the figures came about, for whoever wants to know: one table, at the end."""
+    facts = analysis.facts
     notes = facts.get("notes")
-    for note in notes if isinstance(notes, list) else ():
-        yield Note(str(note))
+    told = [text(facts.get("sample")), *(str(note) for note in (notes if isinstance(notes, list) else ()))]
+    rows = tuple((note,) for note in told if note and not note.startswith(groups.SAID))
+    if rows:
+        yield Table("How this was measured", ("note",), rows)
 
 
 def _histograms(analysis: Analysis) -> Iterable[Block]:
@@ -80,7 +84,7 @@ def _histograms(analysis: Analysis) -> Iterable[Block]:
 
 
 def _summaries(analysis: Analysis) -> Iterable[Block]:
-    """Means by domain as a heatmap, quantiles as a table."""
+    """Quantiles of all documents as a table, means by domain as a heatmap."""
     rows = analysis.rows("ratings_summary", "criterion", "domain", "num_documents", "mean")
     quantiles = ("min", "q05", "q25", "q50", "q75", "q95", "max")
     pooled = tuple(
@@ -90,43 +94,61 @@ def _summaries(analysis: Analysis) -> Iterable[Block]:
         if not row["domain"]
     )  # fmt: skip
     if pooled:
-        headings = ("criterion", "documents", "unrated", "mean", "standard deviation", *quantiles)
-        yield Table("Ratings by criterion: quantiles", headings, pooled, brief=True)
+        headings = ("criterion", "documents", "unrated", "mean", "standard deviation", *map(_quantile, quantiles))
+        note = "In the rater's own units: differences between documents mean something, zero means nothing."
+        yield Table("Ratings by criterion: quantiles", headings, pooled, note=note, brief=True)
+    domains, criteria, found = _inside(rows)
+    if domains:
+        shown = domains[:MOST_ROWS]
+        left = more(len(domains), MOST_ROWS, analysis.place("ratings_summary"))
+        yield Heatmap(
+            "Which domains are rated high?",
+            tuple(shown),
+            tuple(map(words, criteria)),
+            tuple(
+                tuple(number((found.get((domain, criterion)) or {}).get("mean_normalized")) for criterion in criteria)
+                for domain in shown
+            ),
+            center=0.0,
+            unit="standard deviations from the corpus' mean",
+            note=f"0 is the corpus' mean, above it better rated. The largest domains first. {left}".strip(),
+        )
+
+
+def _quantile(name: str) -> str:
+    return {"min": "lowest", "q50": "median", "max": "highest"}.get(name) or f"{int(name[1:])} %"
+
+
+def _inside(rows: list[dict[str, Any]]) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]]:
+    """Domains, the largest first; criteria; and the rows by both."""
     inside = [row for row in rows if row["domain"]]
-    if not inside:
-        return
     sizes: dict[str, float] = {}
     for row in inside:
         sizes[text(row["domain"])] = max(sizes.get(text(row["domain"]), 0), number(row["num_documents"]) or 0)
     domains = sorted(sizes, key=lambda domain: (-sizes[domain], domain))
     criteria = list(dict.fromkeys(text(row["criterion"]) for row in inside))
-    found = {(text(row["domain"]), text(row["criterion"])): row for row in inside}
-    shown = domains[:MOST_ROWS]
-    yield Heatmap(
-        "Mean rating by domain, normalised",
-        tuple(shown),
-        tuple(map(words, criteria)),
-        tuple(
-            tuple(number((found.get((domain, criterion)) or {}).get("mean_normalized")) for criterion in criteria)
-            for domain in shown
-        ),
-        center=0.0,
-        unit="standard deviations from the corpus' mean",
-        note=more(len(domains), MOST_ROWS, analysis.place("ratings_summary")),
-    )
+    return domains, criteria, {(text(row["domain"]), text(row["criterion"])): row for row in inside}
+
+
+def _quantiles(analysis: Analysis) -> Iterable[Block]:
+    """Of each domain, criterion by criterion, as small as it says something."""
+    domains, criteria, found = _inside(analysis.rows("ratings_summary", "criterion", "domain", "num_documents", "mean"))
+    names = ("q05", "q50", "q95")
     cells = tuple(
-        (domain, words(criterion), number(row["num_documents"]), *(number(row.get(name)) for name in quantiles))
-        for domain in shown
+        (words(criterion), domain, number(row["num_documents"]), *(number(row.get(name)) for name in names))
         for criterion in criteria
-        for row in (found.get((domain, criterion), {}),)
+        for domain in domains
+        for row in (found.get((domain, criterion)),)
         if row
     )
-    yield Table("Ratings by domain: quantiles", ("domain", "criterion", "documents", *quantiles), cells)
+    if cells:
+        headings = ("criterion", "domain", "documents", *map(_quantile, names))
+        yield cut("Ratings by domain: quantiles", headings, cells, analysis.place("ratings_summary"))
 
 
 def _correlations(analysis: Analysis) -> Iterable[Block]:
     rows = analysis.rows("correlations", "first", "second", "domain", "spearman")
-    for domain, title in (("", "pooled"), ("(within)", "within domains, averaged")):
+    for domain, title in (("", "all domains together"), ("(within)", "inside a domain")):
         found = {
             (text(row["first"]), text(row["second"])): number(row["spearman"])
             for row in rows
@@ -140,25 +162,31 @@ def _correlations(analysis: Analysis) -> Iterable[Block]:
             for one in names
         )
         shown = tuple(map(words, names))
-        yield Heatmap(f"Rank correlation between criteria, {title}", shown, shown, values, center=0.0, unit="Spearman")
+        note = "1: two criteria order documents alike, 0: they have nothing to do with each other, -1: the other way."
+        title = f"Do the criteria say the same? {title[:1].upper()}{title[1:]}"
+        yield Heatmap(title, shown, shown, values, center=0.0, unit="rank correlation", note=note)
 
 
 def _covariates(analysis: Analysis) -> Iterable[Block]:
     rows = analysis.rows("covariates", "criterion", "covariate", "domain", "spearman")
-    pooled = tuple(
-        (words(text(row["covariate"])), words(text(row["criterion"])),
-         number(row["spearman"]), number(row.get("low")), number(row.get("high")))
-        for row in rows
-        if not row["domain"] and number(row["spearman"]) is not None
-    )  # fmt: skip
-    if pooled:
-        yield Intervals(
-            "What ratings go with: rank correlation with properties of the text",
-            pooled,
-            unit="Spearman",
-            reference=0.0,
-            note=f"All domains together; within domains: {analysis.place('covariates')}.",
-        )
+    for domain, title in (("", "all domains together"), ("(within)", "inside a domain")):
+        found = {
+            (text(row["covariate"]), text(row["criterion"])): number(row["spearman"])
+            for row in rows
+            if (row["domain"] or "") == domain and number(row["spearman"]) is not None
+        }
+        properties, criteria = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+        if found:
+            yield Heatmap(
+                f"What do ratings go with? {title[:1].upper()}{title[1:]}",
+                tuple(map(words, properties)),
+                tuple(map(words, criteria)),
+                tuple(tuple(found.get((one, criterion)) for criterion in criteria) for one in properties),
+                center=0.0,
+                unit="rank correlation",
+                note="0: nothing to do with it; the farther from it, the more this alone tells of the rating. "
+                f"Intervals: {analysis.place('covariates')}.",
+            )
     bins = analysis.rows("covariate_bins", "criterion", "covariate", "low", "high", "mean")
     lengths: dict[str, list[tuple[float, float | None]]] = {}
     for row in bins:
@@ -168,9 +196,11 @@ def _covariates(analysis: Analysis) -> Iterable[Block]:
     if lengths:
         series = {key: (tuple(x for x, _ in of), tuple(y for _, y in of)) for key, of in lengths.items()}
         is_positive = all(x > 0 for xs, _ in series.values() for x in xs if x is not None)
-        yield Lines("Mean rating by length", series, "tokens, middle of the bin", "mean rating", log_x=is_positive)
+        title, x, y = "Are longer documents rated higher?", "length in tokens, middle of the bin", "mean rating"
+        yield Lines(title, series, x, y, log_x=is_positive, note="Flat: length does not matter.")
     scripts = analysis.rows("scripts", "script", "num_documents", "criterion", "mean")
-    if len({text(row["script"]) for row in scripts}) > 1:
+    sizes = [number(row["num_documents"]) or 0 for row in scripts]
+    if len({text(row["script"]) for row in scripts if (number(row["num_documents"]) or 0) >= max(sizes) / 1000}) > 1:
         cells = tuple(
             (text(row["script"]), words(text(row["criterion"])), number(row["num_documents"]), number(row["mean"]),
              number(row.get("low")), number(row.get("high")))
@@ -200,54 +230,34 @@ def _windows(analysis: Analysis) -> Iterable[Block]:
             positions.setdefault(words(text(row["criterion"])), []).append((position, number(row["mean_difference"])))
     if positions:
         series = {key: (tuple(x for x, _ in of), tuple(y for _, y in of)) for key, of in positions.items()}
-        title = "Ratings along a document, less the document's mean"
-        yield Lines(title, series, "place in the document: 0 the first window, then tenths", "difference")
-
-
-def _groups(analysis: Analysis) -> Iterable[Block]:
-    rows = analysis.rows("groups", "column", "group", "criterion", "difference")
-    if rows:
-        yield Note(SOCIAL, "caution")
-    for column in dict.fromkeys(text(row["column"]) for row in rows):
-        of = [row for row in rows if row["column"] == column]
-        estimates = tuple(
-            (text(row["group"]), words(text(row["criterion"])), number(row["difference"]),
-             number(row.get("difference_low")), number(row.get("difference_high")))
-            for row in of
-            if number(row["difference"]) is not None
-        )  # fmt: skip
-        groups = list(dict.fromkeys(label for label, *_ in estimates))
-        kept = set(groups[:MOST_GROUPS])
-        if estimates:
-            yield Intervals(
-                f"Groups by {column}: mean rating less that of all others",
-                tuple(row for row in estimates if row[0] in kept),
-                unit="rating",
-                reference=0.0,
-                note=more(len(groups), MOST_GROUPS, analysis.place("groups")),
-            )
-        names = ("num_documents", "mean", "share_above", "share_low", "share_high")
-        cells = tuple(
-            (text(row["group"]), words(text(row["criterion"])), *(number(row.get(name)) for name in names))
-            for row in of
-        )
-        headings = ("group", "criterion", "documents", "mean", "share above the threshold", "low", "high")
-        yield cut(f"Groups by {column}", headings, cells, analysis.place("groups"))
+        title = "Is the beginning rated like the rest?"
+        note = "Ratings of windows less the document's mean. Flat: it does not matter where one reads."
+        x = "place in the document: 0 the first window, then tenths"
+        yield Lines(title, series, x, "difference from the document's mean", note=note)
 
 
 def _percentiles(analysis: Analysis, with_texts: bool) -> Iterable[Block]:
-    rows = analysis.rows("percentiles", "criterion", "domain", "percentile", "rating")
-    cells = tuple(
-        (words(text(row["criterion"])), number(row["percentile"]), number(row["rating"]),
-         *((text(row.get("id")), text(row.get("excerpt"))) if with_texts else ()))
-        for row in rows
-        if not row["domain"]
-    )  # fmt: skip
-    if cells and with_texts:
-        headings = ("criterion", "percentile", "rating", "document", "excerpt")
-        yield Table("Documents from the lowest to the highest rating", headings, cells)
-    elif cells:
-        yield Table("Ratings at percentiles", ("criterion", "percentile", "rating"), cells)
+    """A table per criterion: what is rated low, in the middle and high, to read."""
+    rows = [
+        row for row in analysis.rows("percentiles", "criterion", "domain", "percentile", "rating") if not row["domain"]
+    ]
+    if not with_texts:
+        bare = tuple((words(text(row["criterion"])), row["percentile"], number(row["rating"])) for row in rows)
+        if bare:
+            yield Table("Ratings at percentiles", ("criterion", "percentile", "rating"), bare)
+        return
+    domains = {text(row["id"]): text(row["domain"]) for row in analysis.rows("documents", "id", "domain", "tokens")}
+    for criterion in dict.fromkeys(text(row["criterion"]) for row in rows):
+        of = [row for row in rows if row["criterion"] == criterion]
+        kept = [row for row in of if number(row["percentile"]) in PERCENTILES] or of
+        cells = tuple(
+            (number(row["percentile"]), number(row["rating"]), domains.get(text(row.get("id")), ""),
+             clean(text(row.get("excerpt")), EXCERPT_CHARACTERS))
+            for row in sorted(kept, key=lambda row: number(row["percentile"]) or 0)
+        )  # fmt: skip
+        title = f"What is rated low and what high? {words(criterion).capitalize()}"
+        note = "Percentile 95: 95 % of the documents are rated lower. More, with the windows: page Documents."
+        yield Table(title, ("percentile", "rating", "domain", "beginning of the document"), cells, note=note)
 
 
 def _alone(name: str, found: Annotated, with_texts: bool) -> Iterable[Block]:
@@ -270,13 +280,3 @@ def _alone(name: str, found: Annotated, with_texts: bool) -> Iterable[Block]:
     ]
     headings = ("criterion", "", "rating", *(("document", "excerpt") if with_texts else ()))
     yield Table(f"Highest and lowest rated documents: {name}", headings, tuple(rows), brief=True)
-
-
-def cut(title: str, headings: tuple[str, ...], rows: tuple[tuple[Any, ...], ...], place: str) -> Table:
-    """A table of at most `MOST_ROWS` rows that says where the others are."""
-    return Table(title, headings, rows[:MOST_ROWS], note=more(len(rows), MOST_ROWS, place))
-
-
-def more(count: int, most: int, place: str) -> str:
-    """How many are not shown and where they are; empty where all are."""
-    return f"{count - most:,} more are in {place}." if count > most else ""

@@ -1,13 +1,12 @@
 """What was done here, what came of it, and what not to conclude."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from qurating_jax.reporting.artifacts import Notes
 from qurating_jax.reporting.blocks import Block, Cell, Facts, Note, Page, Table
 from qurating_jax.reporting.evidence import Evidence
-from qurating_jax.reporting.pages import audit, judges, models, provenance
-from qurating_jax.reporting.values import at, mappings, number, plain, short, spread, words
+from qurating_jax.reporting.pages import audit, findings, inventory, judges, models, provenance
+from qurating_jax.reporting.values import at, duration, interval, number, series, short, spread, words
 
 EXPECTED = ("judge run", "train-rater", "annotate", "select", "train-lm", "eval-lm")
 
@@ -15,15 +14,18 @@ Item = tuple[str, Cell, str]
 
 
 def page(evidence: Evidence, notes: Notes) -> Page:
-    """Key figures, cautions, the main comparison, what is missing."""
-    blocks: list[Block] = [Facts(tuple(_facts(evidence)))]
+    """Answers in words, key figures, cautions, the main comparison, the audit, what is missing."""
+    blocks: list[Block] = []
+    answers = tuple(findings.findings(evidence, notes))
+    if answers:
+        blocks.append(Table("In short", ("question", "answer"), answers, brief=True))
+    blocks.append(Facts(tuple(_facts(evidence))))
     if any(judges.is_offline(artifact) for artifact in evidence.of("judge run")):
         blocks.append(Note(judges.OFFLINE, "caution"))
-    blocks += models.difference_figure(evidence)
-    blocks += _experiments(evidence)
+    blocks += [*models.difference_figure(evidence), *_experiments(evidence), *audit.verdicts(evidence.analysis)]
     blocks += [Note(gap, "missing") for gap in gaps(evidence)]
-    blocks.append(_stages(evidence))
-    lead = "What was done, what came of it, and what is missing."
+    blocks.append(inventory.table(evidence))
+    lead = "What was done, what came of it, and what is missing?"
     return Page("summary", "Summary", lead, tuple(blocks))
 
 
@@ -59,72 +61,60 @@ def _facts(evidence: Evidence) -> Iterator[Item]:
         about = f"{seeds} seed{'s' if seeds > 1 else ''} each; parameters: {_short(spread(parameters))}"
         yield "language models", len(trained), about
     yield from _best(evidence)
-    verdicts = [str(row["verdict"]) for row in audit.verdicts(evidence.analysis)]
-    if verdicts:
-        counted = {name: verdicts.count(name) for name in dict.fromkeys(verdicts)}
-        yield "audit of the rater", f"{counted.get('fails', 0)} of {len(verdicts)} fail", plain_counts(counted)
+    failing = [of for of in audit.counted(evidence.analysis) if of[1]]
+    if failing:
+        what, count, total = failing[0]
+        num_checks = sum(total for *_, total in audit.counted(evidence.analysis))
+        told = f"{sum(of[1] for of in failing)} of {num_checks} checks fail, on {len(failing)} questions; see below"
+        yield "the audit fails most on", f"{what}: {count} of {total} criteria", told
+    elif audit.counted(evidence.analysis):
+        yield "the audit fails most on", "nothing", ""
     cost = [value for of in evidence.of("judge run") if (value := number(of.counts.get("cost"))) is not None]
     if cost:
         yield "cost of judging", sum(cost), "at the prices given"
     taken = provenance.seconds(evidence)
     if taken is not None:
-        yield "hours of computing", taken / 3600, "wall time of all stages, one after another"
+        devices = series(provenance.devices(evidence))
+        where = f"on {devices}; " if devices else ""
+        yield "computing", duration(taken), f"{where}all stages, one after another"
 
 
 def _short(value: Cell) -> Cell:
     return value if isinstance(value, str) else short(number(value))
 
 
-def plain_counts(counted: dict[str, int]) -> str:
-    """`2 fails, 1 passes` as a sentence's part."""
-    return ", ".join(f"{count} {name}" for name, count in counted.items())
-
-
 def _best(evidence: Evidence) -> Iterator[Item]:
     """The experiment with the lowest bits per byte against the baseline."""
-    rows = [row for row in models.differences(evidence) if row[2] is not None]
-    if rows:
-        name, _, value, low, high = min(rows, key=lambda row: row[2] if row[2] is not None else 0.0)
-        is_better, is_worse = high is not None and high < 0, low is not None and low > 0
-        better = "better" if is_better else "worse" if is_worse else "not told apart"
-        interval = f" ({low:+.4f} to {high:+.4f})" if low is not None and high is not None else ""
-        yield (
-            f"best against {evidence.baseline}",
-            name,
-            f"{value:+.4f}{interval} bits per byte, below 0 is better: {better}",
-        )
+    found = models.differences(evidence)
+    if found:
+        best = min(found, key=lambda of: of.value)
+        verdict = best.verdict(models.level(evidence)) or "not told apart"
+        told = f"{interval(best.value, best.low, best.high)} bits per byte, below 0 is better"
+        yield f"best against {evidence.baseline}", f"{best.name}: {verdict}", told
 
 
 def _experiments(evidence: Evidence) -> Iterator[Block]:
     """One row per experiment: what it selected and what its model came to."""
     rows = []
-    for name, of in mappings(at(evidence.comparison, "experiments")):
-        p = number(at(of, "difference", "p_holm"))
+    for name, of in evidence.experiments:
         rows.append(
             (
                 name,
-                plain(at(of, "title")),
                 len(at(of, "seeds") or ()),
                 number(at(of, "selection", "selected_tokens", "mean")),
-                number(at(of, "evaluation", "all", "perplexity", "value")),
                 number(at(of, "evaluation", "all", "bits_per_byte", "value")),
                 *(number(at(of, "difference", "all", "bits_per_byte", key)) for key in ("value", "low", "high")),
-                p,
+                number(at(of, "difference", "p_holm")),
+                number(at(of, "evaluation", "all", "perplexity", "value")),
+                number(at(of, "tasks", "averages", "all", "value")),
             )
         )
     if rows:
-        headings = ("experiment", "title", "seeds", "selected tokens", "perplexity", "bits per byte",
-                    f"less {evidence.baseline}", "low", "high", "p (Holm)")  # fmt: skip
+        headings = ("experiment", "seeds", "selected tokens", "bits per byte", f"less {evidence.baseline}", "low",
+                    "high", "p (Holm)", "perplexity", "tasks, mean share right")  # fmt: skip
         kept = [
             place for place in range(len(headings)) if place == 0 or any(row[place] not in (None, "") for row in rows)
         ]
         cells = tuple(tuple(row[place] for place in kept) for row in rows)
-        yield Table("Experiments", tuple(headings[place] for place in kept), cells, brief=True)
-
-
-def _stages(evidence: Evidence) -> Table:
-    stages: dict[str, list[Any]] = {}
-    for artifact in evidence.shown:
-        stages.setdefault(artifact.stage, []).append(artifact)
-    rows = tuple((stage, len(of), provenance.counts(of[0])) for stage, of in stages.items())
-    return Table("What is here", ("stage", "outputs", "counts of the first"), rows)
+        note = "Of all held-out text. Fewer bits per byte and lower perplexity are better."
+        yield Table("Experiments", tuple(headings[place] for place in kept), cells, note=note, brief=True)
