@@ -300,11 +300,11 @@ def test_reliability_roc_and_domains_of_eval_rater(tmp_path):
     pq.write_table(pa.table(where | numbers), place / "reliability.parquet")
     (place / "roc.parquet").write_bytes(b"no table")
     page = pages(tmp_path)["rater"]
-    assert of_kind(page, blocks.Lines)["Reliability: eval"].series == {"x": ((0.25, 0.75), (0.2, None))}
+    assert of_kind(page, blocks.Lines)["Reliability"].series == {"x": ((0.25, 0.75), (0.2, None))}
     figures = of_kind(page, blocks.Intervals)
-    assert [row[:2] for row in figures["Accuracy at margins: eval"].rows] == [("x", "all pairs"), ("x", "margin 0.8")]
-    assert [row[:2] for row in figures["The rater beside simple rules: eval"].rows] == [("x", "rater"), ("x", "length")]
-    assert [row[:3] for row in figures["Accuracy by domain: eval"].rows] == [(HOSTILE, "x", 0.75)]
+    assert [row[:2] for row in figures["Accuracy at margins"].rows] == [("x", "all pairs"), ("x", "margin 0.8")]
+    assert [row[:2] for row in figures["The rater beside simple rules"].rows] == [("x", "rater"), ("x", "length")]
+    assert [row[:3] for row in figures["Accuracy by domain"].rows] == [(HOSTILE, "x", 0.75)]
     assert any("roc.parquet is left out" in note for note in notes(page, "missing"))
 
 

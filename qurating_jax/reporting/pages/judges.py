@@ -32,7 +32,7 @@ def page(evidence: Evidence, notes: Notes) -> Page:
     for artifact in judged:
         if is_offline(artifact):
             blocks.append(Note(OFFLINE, "caution"))
-        label = evidence.label(artifact)
+        label = evidence.label(artifact) if len(judged) > 1 else ""
         blocks.append(_facts(artifact, label))
         blocks.append(_by_criterion(artifact, label))
         blocks += _audited(artifact, label, notes)
@@ -40,6 +40,11 @@ def page(evidence: Evidence, notes: Notes) -> Page:
         blocks.append(missing("There are no judgments here.", "qurating judge run"))
     return Page("judges", "Judges", "Who compared the texts, how often, and how far can its answers be trusted?",
                 tuple(blocks))  # fmt: skip
+
+
+def _of(label: str) -> str:
+    """What tells the outputs of several judges apart, behind a title."""
+    return f": {label}" if label else ""
 
 
 def _facts(artifact: Artifact, label: str) -> Facts:
@@ -75,7 +80,7 @@ def _by_criterion(artifact: Artifact, label: str) -> Table:
         "Decided: share of the pairs with |2p - 1| of at least the margin."
     )
     return Table(
-        f"Judgments: {label}",
+        f"Judgments by criterion{_of(label)}",
         ("criterion", *(_MEASURES.get(name, words(name)) for name in measures)),
         tuple((words(criterion), *(plain(values.get(name)) for name in measures)) for criterion, values in criteria),
         note=meaning if {"order_consistency", "position_bias"} & set(said) else "",
@@ -88,7 +93,7 @@ def _audited(artifact: Artifact, label: str, notes: Notes) -> list[Block]:
     if not audit:
         return [
             missing(
-                f"Not measured of the judgments of {label}: intervals of position bias and of order consistency, "
+                f"Not measured{_of(label)}: intervals of position bias and of order consistency, "
                 "how often the longer text wins, how decided judgments are, correlations between criteria, agreement "
                 "between judges.",
                 f"qurating judge report {artifact.path}",

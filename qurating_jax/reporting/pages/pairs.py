@@ -50,7 +50,7 @@ def _analysed(evidence: Evidence) -> Iterator[PairsExplorer]:
             set(map(id, held_out)), set(map(id, contested)), set(map(id, settled))
         )]  # fmt: skip
         note = (
-            f"{len(pairs):,} of the {len(rows):,} pairs of the analysis, one criterion each: {counts[0]:,} of the "
+            f"One criterion each: {counts[0]:,} of the "
             f"{len(held_out):,} on which the rater was not trained; {counts[1]:,} of the {len(contested):,} others on "
             f"which the judge changed its mind with the order or the rater disagrees; {counts[2]:,} of the remaining "
             f"{len(settled):,}. Drawn by a hash, so shares among the shown say nothing of all pairs."

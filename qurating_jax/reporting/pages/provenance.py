@@ -11,6 +11,7 @@ from qurating_jax.reporting.values import at, flat, mappings, number, number_at,
 from qurating_jax.runtime import manifest
 
 MOST_STAGES = 200
+_MOST_INPUTS = 4
 _MOST_NAMES = 10
 _DIGEST_CHARACTERS = 16
 _USER = re.compile(r"://[^/@\s]*@")  # a name or key inside an address
@@ -33,11 +34,17 @@ def page(evidence: Evidence, notes: Notes) -> Page:
 
 def _place(evidence: Evidence) -> Note:
     """Where it stands, and from which revisions of the code it came."""
-    revisions = dict.fromkeys(str(of.manifest.get("git_revision") or "unknown")[:12] for of in evidence.shown)
+    revisions = dict.fromkeys(
+        _short_revision(str(of.manifest.get("git_revision") or "unknown")) for of in evidence.shown
+    )
     return Note(
         f"All of this was read from {evidence.directory}, where {len(evidence.shown):,} finished outputs of stages "
         f"stand, made by code of revision {series(list(revisions))}."
     )
+
+
+def _short_revision(revision: str) -> str:
+    return revision[:12] + ("-dirty" if revision.endswith("-dirty") else "")
 
 
 def seconds(evidence: Evidence) -> float | None:
@@ -121,7 +128,8 @@ def _inputs(artifact: Artifact) -> str:
         for name, value in flat(at(artifact.manifest, "determined", "inputs") or {})
         if isinstance(value, str) and len(value) == 64
     ]
-    return ", ".join(f"{words(name)} {value[:_DIGEST_CHARACTERS]}" for name, value in found)
+    rest = f" and {len(found) - _MOST_INPUTS} more" if len(found) > _MOST_INPUTS else ""
+    return ", ".join(f"{words(name)} {value[:_DIGEST_CHARACTERS]}" for name, value in found[:_MOST_INPUTS]) + rest
 
 
 def _made_with(artifact: Artifact) -> dict[str, str]:
@@ -137,7 +145,7 @@ def _differing(evidence: Evidence) -> Iterator[Block]:
     differing = [name for name in names if len({of.get(name) for of in made}) > 1]
     if differing:
         yield Note(
-            f"Not all outputs were made with the same versions: {', '.join(differing)} differ, see the table below.",
+            f"Not all outputs were made with the same versions, see the table below: {', '.join(differing)}.",
             "caution",
         )
 

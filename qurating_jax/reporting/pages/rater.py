@@ -20,14 +20,16 @@ Row = tuple[str, str, float | None, float | None, float | None]
 def page(evidence: Evidence, notes: Notes) -> Page:
     """Accuracy at margins, calibration, ranking, by domain; how the training went."""
     raters = evidence.of("train-rater", "eval-rater")
-    evaluated = {evidence.label(of): (of, read_json(of, "eval.json", notes)) for of in raters}
+    evaluated = {
+        evidence.label(of) if len(raters) > 1 else "": (of, read_json(of, "eval.json", notes)) for of in raters
+    }
     blocks: list[Block] = []
     table = _table([(name, document) for name, (_, document) in evaluated.items()])
     if table is not None:
         blocks.append(table)
     for name, (artifact, document) in evaluated.items():
         if artifact.stage == "train-rater":
-            blocks += _intervals(f"Held-out pair accuracy: {name}", _validation(document))
+            blocks += _intervals(_title("Held-out pair accuracy", name), _validation(document))
         else:
             blocks += _evaluated(name, artifact, document, notes)
     blocks += _training(evidence.of("train-rater"), notes)
@@ -52,6 +54,11 @@ def accuracies(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
             yield from accuracies(inner, (*path, key))
 
 
+def _title(title: str, label: str) -> str:
+    """The title, with what tells several raters apart."""
+    return f"{title}: {label}" if label else title
+
+
 def _table(documents: list[tuple[str, dict[str, Any]]]) -> Table | None:
     """Held-out pair accuracy by criterion, of the rater and of what it is compared with."""
     rows = [(name, path, of) for name, document in documents for path, of in accuracies(document)]
@@ -63,7 +70,14 @@ def _table(documents: list[tuple[str, dict[str, Any]]]) -> Table | None:
         for name, path, of in rows
     )
     headings = ("folder", "measured on", "criterion", *map(words, measures))
-    return Table("Rater: held-out pair accuracy", headings, cells, brief=True)
+    kept = [place for place in range(len(headings)) if place > 1 or len({row[place] for row in cells}) > 1]
+    return Table(
+        "Rater: held-out pair accuracy",
+        tuple(headings[place] for place in kept),
+        tuple(tuple(row[place] for place in kept) for row in cells),
+        note="Share of the pairs on which the rater prefers the judge's winner: 1 is best, one half is chance.",
+        brief=True,
+    )
 
 
 def _validation(document: dict[str, Any]) -> list[Row]:
@@ -99,10 +113,10 @@ def _evaluated(name: str, artifact: Artifact, document: dict[str, Any], notes: N
             row = (domain, words(criterion), *estimate(of, "domains", domain, RATER, "accuracy_0"))
             domains.setdefault(domain, []).append(row)
     return [
-        *_intervals(f"Accuracy at margins: {name}", margins),
+        *_intervals(_title("Accuracy at margins", name), margins),
         *_curves(name, artifact, notes),
-        *(_intervals(f"The rater beside simple rules: {name}", others) if len(others) > len(judged) else []),
-        *_intervals(f"Accuracy by domain: {name}", [row for rows in domains.values() for row in rows]),
+        *(_intervals(_title("The rater beside simple rules", name), others) if len(others) > len(judged) else []),
+        *_intervals(_title("Accuracy by domain", name), [row for rows in domains.values() for row in rows]),
         *_correlations(name, document),
     ]
 
@@ -131,7 +145,7 @@ def _curves(label: str, artifact: Artifact, notes: Notes) -> list[Block]:
                 points.setdefault(words(str(row["criterion"])), []).append((number(row[x]), number(row[y])))
         if points:
             series = {key: curve(found) for key, found in points.items()}
-            blocks.append(Lines(f"{title}: {label}", series, x_label, y_label, diagonal=True, note=note))
+            blocks.append(Lines(_title(title, label), series, x_label, y_label, diagonal=True, note=note))
     return blocks
 
 
@@ -142,7 +156,7 @@ def _correlations(name: str, document: dict[str, Any]) -> list[Block]:
         for criterion, of in mappings(criteria)
     )
     headings = ("model", "criterion", "documents", "Spearman", "low", "high")
-    return [Table(f"Rank correlation with the true score: {name}", headings, rows)] if rows else []
+    return [Table(_title("Rank correlation with the true score", name), headings, rows)] if rows else []
 
 
 def _training(raters: list[Artifact], notes: Notes) -> list[Block]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from qurating_jax.reporting.annotated import Annotated
 from qurating_jax.reporting.artifacts import Notes
-from qurating_jax.reporting.blocks import Block, Cell, Facts, Heatmap, Histogram, Lines, Page, Table
+from qurating_jax.reporting.blocks import Block, Cell, Facts, Heatmap, Histogram, Lines, Note, Page, Table
 from qurating_jax.reporting.cleaning import clean
 from qurating_jax.reporting.evidence import Analysis, Evidence, missing
 from qurating_jax.reporting.pages import groups
@@ -48,13 +48,13 @@ def _facts(analysis: Analysis) -> Iterable[Block]:
 
 
 def _measured(analysis: Analysis) -> Iterable[Block]:
-    """How the figures came about, for whoever wants to know: one table, at the end."""
+    """How the figures came about, for whoever wants to know, at the end."""
     facts = analysis.facts
     notes = facts.get("notes")
     told = [text(facts.get("sample")), *(str(note) for note in (notes if isinstance(notes, list) else ()))]
-    rows = tuple((note,) for note in told if note and not note.startswith(groups.SAID))
-    if rows:
-        yield Table("How this was measured", ("note",), rows)
+    told = [note for note in told if note and not note.startswith(groups.SAID)]
+    for place, note in enumerate(told):
+        yield Note(note if place else f"How this was measured: {note}")
 
 
 def _histograms(analysis: Analysis) -> Iterable[Block]:
@@ -247,6 +247,7 @@ def _percentiles(analysis: Analysis, with_texts: bool) -> Iterable[Block]:
             yield Table("Ratings at percentiles", ("criterion", "percentile", "rating"), bare)
         return
     domains = {text(row["id"]): text(row["domain"]) for row in analysis.rows("documents", "id", "domain", "tokens")}
+    note = "Percentile 95: 95 % of the documents are rated lower. More, with the windows: page Documents."
     for criterion in dict.fromkeys(text(row["criterion"]) for row in rows):
         of = [row for row in rows if row["criterion"] == criterion]
         kept = [row for row in of if number(row["percentile"]) in PERCENTILES] or of
@@ -256,8 +257,8 @@ def _percentiles(analysis: Analysis, with_texts: bool) -> Iterable[Block]:
             for row in sorted(kept, key=lambda row: number(row["percentile"]) or 0)
         )  # fmt: skip
         title = f"What is rated low and what high? {words(criterion).capitalize()}"
-        note = "Percentile 95: 95 % of the documents are rated lower. More, with the windows: page Documents."
         yield Table(title, ("percentile", "rating", "domain", "beginning of the document"), cells, note=note)
+        note = ""  # once is enough
 
 
 def _alone(name: str, found: Annotated, with_texts: bool) -> Iterable[Block]:
