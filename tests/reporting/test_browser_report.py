@@ -105,14 +105,15 @@ def address(write):
     return write("report", sample_report.report())
 
 
-@pytest.fixture
-def visit(browser):
-    """Opens an address in a fresh window; at the end nothing may have been asked for, complained about or refused."""
-    contexts, problems, requests = [], [], []
+class Watch:
+    """Opens windows and notes what a page asks for, complains about or is refused."""
 
-    def opened(url, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
+    def __init__(self, browser):
+        self.browser, self.contexts, self.problems, self.requests = browser, [], [], []
+
+    def open(self, url, **options):
+        context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        self.contexts.append(context)
         page = context.new_page()
         own = url.split("#")[0]
 
@@ -120,22 +121,61 @@ def visit(browser):
             asked = found.request.url.split("#")[0]
             if asked == own:
                 return found.continue_()
-            requests.append(asked)
+            self.requests.append(asked)
             return found.abort()
 
         page.route("**/*", route)
-        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         page.goto(url)
         if options.get("java_script_enabled", True):
             page.wait_for_selector("html[data-ready]", state="attached")
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
-    assert [asked for asked in requests if not asked.startswith("data:")] == []
+    def close(self):
+        while self.contexts:
+            self.contexts.pop().close()
+
+    def check(self):
+        problems, requests = self.problems[:], self.requests[:]
+        self.problems.clear()
+        self.requests.clear()
+        assert problems == []
+        assert [asked for asked in requests if not asked.startswith("data:")] == []
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address in a fresh window; at the end nothing may have been asked for, complained about or refused."""
+    watch = Watch(browser)
+    yield watch.open
+    watch.close()
+    watch.check()
+
+
+@pytest.fixture(scope="module")
+def one_window(browser, address):
+    """A window that tests share which do not look at its history."""
+    watch = Watch(browser)
+    page = watch.open(address)
+    yield watch, page
+    watch.close()
+
+
+@pytest.fixture
+def turn_to(one_window):
+    """Shows a place of the report in the shared window, as wide and as tall as a desktop's."""
+    watch, page = one_window
+
+    def shown(place, width=1280, height=900):
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("(hash) => { location.hash = hash; }", place)
+        page.wait_for_function("(hash) => location.hash === hash", arg=place)
+        page.wait_for_timeout(20)  # for popstate
+        return page
+
+    yield shown
+    watch.check()
 
 
 def field(page, name):
@@ -147,7 +187,7 @@ def match_count(page):
 
 
 def rows(page):
-    return [int(row.get_attribute("data-row")) for row in page.locator(".page.current .list tbody tr").all()]
+    return page.eval_on_selector_all(".page.current .list tbody tr", "found => found.map((row) => +row.dataset.row)")
 
 
 def test_the_watch_itself_sees_requests_and_refusals(browser, tmp_path):
@@ -192,8 +232,8 @@ def test_an_unknown_page_is_the_first_one(visit, address):
     assert visit(address + "#page=nowhere&x=%").locator("main > .page:visible h2").all_inner_texts() == ["Summary"]
 
 
-def test_tables_sort_by_their_headings(visit, address):
-    page = visit(address + "#page=summary")
+def test_tables_sort_by_their_headings(turn_to):
+    page = turn_to("#page=summary")
     table = page.locator("table", has_text="select-a")
 
     def column(number):
@@ -207,13 +247,13 @@ def test_tables_sort_by_their_headings(visit, address):
     assert column(3) == ["120", "9,120", "47,696"]
     assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
     table.get_by_role("button", name="Sort by mean").click()
-    assert column(4) == ["1.500", "0.2500", "-"]  # the gap is last
+    assert column(4) == ["1.500", "0.250", "-"]  # the gap is last
     table.get_by_role("button", name="Sort by mean").click()
-    assert column(4) == ["0.2500", "1.500", "-"]
+    assert column(4) == ["0.250", "1.500", "-"]
 
 
-def test_counts_and_filters_agree_with_the_documents(visit, address):
-    page = visit(address + "#page=documents")
+def test_counts_and_filters_agree_with_the_documents(turn_to):
+    page = turn_to("#page=documents")
     assert match_count(page) == "240 of 240 documents match"
     assert rows(page) == list(range(50))
     domains = sorted(sample_report.DOMAINS)
@@ -237,8 +277,8 @@ def test_counts_and_filters_agree_with_the_documents(visit, address):
     assert match_count(page).startswith(f"{sum(document.topic == 2 for document in MADE)} of")
 
 
-def test_search_finds_text_and_id_whatever_the_case(visit, address):
-    page = visit(address + "#page=documents")
+def test_search_finds_text_and_id_whatever_the_case(turn_to):
+    page = turn_to("#page=documents")
     search = field(page, "Search in text and id")
     for words in ("DOCUMENT 17", MADE[30].id.upper(), "oven castle", "not there at all"):
         search.fill(words)
@@ -248,8 +288,8 @@ def test_search_finds_text_and_id_whatever_the_case(visit, address):
     assert "No documents match" in page.locator(".page.current .list").inner_text()
 
 
-def test_documents_sort_by_ratings_and_length_with_gaps_last(visit, address):
-    page = visit(address + "#page=documents")
+def test_documents_sort_by_ratings_and_length_with_gaps_last(turn_to):
+    page = turn_to("#page=documents")
     field(page, "Order").select_option("required_expertise")
     rated = [i for i in range(240) if MADE[i].ratings[2] is not None]
     assert rows(page) == sorted(rated, key=lambda i: -MADE[i].ratings[2])[:50]
@@ -274,8 +314,8 @@ def test_a_deep_link_restores_everything(visit, address):
     assert rows(page) == rows(visit(page.evaluate("location.href")))
 
 
-def test_the_reader_shows_text_ratings_and_windows(visit, address):
-    page = visit(address + "#page=documents&open=7")
+def test_the_reader_shows_text_ratings_and_windows(turn_to):
+    page = turn_to("#page=documents&open=7")
     document, reader = MADE[7], page.locator(".reader")
     ratings = reader.locator(".ratings strong").all_inner_texts()
     assert [float(shown) for shown in ratings] == pytest.approx(document.ratings, rel=0.01, abs=0.001)
@@ -289,7 +329,7 @@ def test_the_reader_shows_text_ratings_and_windows(visit, address):
     assert hint.startswith(f"facts_and_trivia, window 1 of {len(widths)}: ")
     assert float(hint.split(": ")[1]) == pytest.approx(document.windows[1][0], rel=0.01)
     assert "The text goes on" not in reader.inner_text()
-    assert "The text goes on" in visit(address + "#page=documents&open=5").locator(".reader").inner_text()
+    assert "The text goes on" in turn_to("#page=documents&open=5").locator(".reader").inner_text()
 
 
 def test_keys(visit, address):
@@ -342,8 +382,8 @@ def test_opening_far_down_turns_the_list(visit, address):
     assert rows(page) == list(range(150, 200))
 
 
-def test_pairs_are_filtered_sorted_and_shown_side_by_side(visit, address):
-    page = visit(address + "#page=pairs")
+def test_pairs_are_filtered_sorted_and_shown_side_by_side(turn_to):
+    page = turn_to("#page=pairs")
     assert match_count(page) == "120 of 120 pairs match"
 
     def average(pair):
@@ -367,7 +407,7 @@ def test_pairs_are_filtered_sorted_and_shown_side_by_side(visit, address):
     wanted = sorted(rated, key=lambda i: -abs(PAIRS[i].p_rater - average(PAIRS[i])))
     assert rows(page)[:20] == wanted[:20]
     page.locator(".page.current .list .open").first.click()
-    pair, reader = PAIRS[wanted[0]], page.locator(".reader")
+    pair, reader = PAIRS[wanted[0]], page.locator(".page.current .reader")
     assert reader.locator(".text").all_inner_texts() == [pair.first_text, pair.second_text]
     shown = [float(value) for value in reader.locator(".ratings strong").all_inner_texts()]
     assert shown == pytest.approx([pair.p_forward, pair.p_backward, average(pair), pair.p_rater], rel=0.01)
@@ -420,6 +460,8 @@ def test_ten_thousand_documents_open_within_two_seconds(visit, write):
         page = visit(url)
         assert match_count(page) == "10,000 of 10,000 documents match"
         fastest = min(fastest, float(page.evaluate("document.documentElement.dataset.ready")) / 1000)
+        if fastest < 2:
+            break
     assert fastest < 2
     start = time.perf_counter()
     field(page, "Search in text and id").fill("document 9999")
@@ -448,18 +490,17 @@ def test_the_theme_is_in_the_address_and_not_stored(visit, address):
 
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
-def test_the_body_never_scrolls_sideways(width, visit, address):
-    page = visit(address, viewport={"width": width, "height": 800})
-    for link in page.locator("nav.pages a").all():
-        name = link.get_attribute("data-page")
+def test_the_body_never_scrolls_sideways(width, turn_to):
+    for name in (page.slug for page in sample_report.report().pages):
         for extra in ("", "&open=3"):
-            page.evaluate(f"location.hash = '#page={name}{extra}'")
+            page = turn_to(f"#page={name}{extra}", width=width, height=800)
+            assert page.locator(".page.current").get_attribute("data-page") == name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 
-def test_pairs_stand_one_above_the_other_on_a_phone(visit, address):
-    page = visit(address + "#page=pairs&open=3", viewport={"width": 390, "height": 800})
-    first, second = (box.bounding_box() for box in page.locator(".sides > section").all())
+def test_pairs_stand_one_above_the_other_on_a_phone(turn_to):
+    page = turn_to("#page=pairs&open=3", width=390, height=800)
+    first, second = (box.bounding_box() for box in page.locator(".page.current .sides > section").all())
     assert (first["x"], first["y"] < second["y"]) == (second["x"], True)
 
 

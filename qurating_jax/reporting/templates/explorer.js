@@ -210,7 +210,8 @@ function textMatcher(columns, length) {
 
 /** The text in a box of its own direction, the first thousand places of `words` marked. */
 function textBox(text, words) {
-  const box = el("div", { class: "text", dir: "auto" });
+  const isEndless = text.length > 50000 && text.split("\n").some((line) => line.length > 50000);
+  const box = el("div", { class: isEndless ? "text endless" : "text", dir: "auto" });
   const wanted = words.toLowerCase();
   const small = wanted ? text.toLowerCase() : "";
   if (!wanted || small.length !== text.length) return fill(box, {}, [text]);
