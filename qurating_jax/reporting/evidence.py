@@ -208,7 +208,11 @@ class Analysis:
             if wrong:
                 self.notes.append(f"{self.place(name)} is left out: of another type than expected: {', '.join(wrong)}.")
             self._rows[name] = [] if table is None or wrong else table.to_pylist()
-        return self._rows[name]
+        rows = self._rows[name]
+        lacking = [column for column in columns if rows and column not in rows[0]]  # another page asked for less
+        if lacking:
+            self.notes.append(f"{self.place(name)} is left out: it has no column {', '.join(lacking)}.")
+        return [] if lacking else rows
 
     def place(self, name: str) -> str:
         """Where a reader finds all of a table."""
