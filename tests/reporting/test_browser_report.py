@@ -1,5 +1,7 @@
 """The report as a person opens it: in headless Chromium, from a file."""
 
+import dataclasses
+import itertools
 import os
 import re
 import shutil
@@ -9,7 +11,7 @@ import pytest
 import sample_report
 
 from qurating_jax.reporting import html
-from qurating_jax.reporting.blocks import DocumentsExplorer, Page, Report
+from qurating_jax.reporting.blocks import DocumentsExplorer, Page, Report, Table
 
 LARGE = 200_000_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -67,6 +69,22 @@ LOWEST_CONTRAST = """() => {
 }"""
 
 
+def refuse(reason):
+    """Skips, or fails where a browser is required."""
+    if os.environ.get("QURATING_REQUIRE_BROWSER"):
+        pytest.fail(f"{reason}, and QURATING_REQUIRE_BROWSER is set")
+    pytest.skip(reason)
+
+
+def test_a_missing_browser_is_a_reason_to_skip_and_a_failure_where_it_is_required(monkeypatch):
+    monkeypatch.delenv("QURATING_REQUIRE_BROWSER", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no chromium"):
+        refuse("no chromium")
+    monkeypatch.setenv("QURATING_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="no chromium, and QURATING_REQUIRE_BROWSER is set"):
+        refuse("no chromium")
+
+
 @pytest.fixture(scope="module")
 def browser():
     reason = None if CHROMIUM else "no chromium on this machine"
@@ -75,9 +93,7 @@ def browser():
     except ImportError:
         reason = "playwright is not installed"
     if reason:
-        if os.environ.get("QURATING_REQUIRE_BROWSER"):
-            pytest.fail(f"{reason}, and QURATING_REQUIRE_BROWSER is set")
-        pytest.skip(reason)
+        refuse(reason)
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if root else [])
@@ -544,3 +560,181 @@ def test_without_texts_the_explorers_still_work(visit, write):
     page.locator("nav.pages a[data-page=pairs]").click()
     assert match_count(page) == "120 of 120 pairs match"
     assert page.evaluate(PROBLEMS) == []
+
+
+def test_the_sentence_behind_a_verdict_is_told_where_one_looks(turn_to):
+    page = turn_to("#page=audit")
+    made = sample_report.verdicts()
+    why, buttons = page.locator(".page.current .why"), page.locator(".page.current .verdict")
+    asked = [(i, j) for i, cells in enumerate(made.cells) for j, cell in enumerate(cells) if cell]
+    assert buttons.count() == len(asked) == 11
+    assert not why.is_visible()
+    for number, (i, j) in enumerate(asked):
+        verdict, value, because = made.cells[i][j]
+        assert buttons.nth(number).inner_text().split() == [verdict, value]
+        (buttons.nth(number).hover if number % 2 else buttons.nth(number).focus)()
+        assert why.inner_text().split("\n")[-1] == because
+        assert f"{verdict}: {made.columns[j]}" in why.inner_text()
+        frame, at = why.bounding_box(), buttons.nth(number).bounding_box()
+        assert at["y"] < frame["y"] < at["y"] + 100
+        assert frame["x"] + frame["width"] <= 1280
+    page.keyboard.press("Escape")
+    assert not why.is_visible()
+    buttons.nth(3).click()
+    assert why.is_visible()
+    page.locator(".page.current h2").click()
+    assert not why.is_visible()
+    assert page.locator(".page.current .verdicts").get_by_text("not asked").count() == 1
+    page.locator(".page.current .reasons summary").click()
+    told = page.locator(".page.current .reasons p").all_inner_texts()
+    assert sorted(told) == sorted(made.cells[i][j][2] for i, j in asked)
+    assert page.locator(".page.current .reasons li").first.inner_text().startswith("fails")
+
+
+def test_verdicts_are_stacked_on_a_phone_and_keep_their_columns_names(turn_to):
+    page = turn_to("#page=audit", width=390, height=800)
+    cells = page.locator(".page.current .verdicts td")
+    boxes = [cell.bounding_box() for cell in cells.all()[:4]]
+    assert all(b["y"] >= a["y"] + a["height"] - 1 for a, b in itertools.pairwise(boxes))
+    name = cells.first.evaluate("(node) => getComputedStyle(node, '::before').content")
+    assert name == '"educational_value"'
+    cells.first.locator("button").click()
+    frame = page.locator(".page.current .why").bounding_box()
+    assert frame["x"] >= 0
+    assert frame["x"] + frame["width"] <= 390
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_headings_stay_in_their_columns(width, turn_to):
+    page = turn_to("#page=models", width=width)
+    table = page.locator("table", has_text="held-out")
+    wider = "(cells) => cells.filter((th) => th.scrollWidth > th.clientWidth + 1).map((th) => th.textContent)"
+    assert table.locator("thead th").evaluate_all(wider) == []
+    tops = table.locator("thead tr:last-child th").evaluate_all(
+        "(all) => all.map((th) => th.getBoundingClientRect().left)"
+    )
+    assert tops == sorted(tops)
+    assert table.locator(".shared").all_inner_texts() == ["perplexity", "bits per byte"]
+    button = table.get_by_role("button", name="Sort by bits per byte: uniform")
+    button.click()
+    if "ascending" in table.locator("th[aria-sort]").get_attribute("aria-sort"):
+        button.click()
+    column = [float(text) for text in table.locator("tbody td:nth-child(9)").all_inner_texts()]
+    assert column == sorted(column, reverse=True)
+
+
+def test_names_are_beside_their_curves_or_in_a_legend(turn_to):
+    page = turn_to("#page=models")
+    figure = page.locator("figure", has_text="Perplexity of the models")
+    assert not figure.locator(".legend").is_visible()
+    labels = figure.locator("svg.wide text").all_text_contents()
+    assert set(sample_report.MODELS) <= set(labels)
+    turn_to("#page=models", width=390)
+    assert figure.locator(".legend li").all_inner_texts() == list(sample_report.MODELS)
+
+
+def test_small_figures_stand_side_by_side_where_there_is_room(turn_to):
+    page = turn_to("#page=ratings")
+    first, second = (
+        box.bounding_box() for box in page.locator(".page.current .beside").first.locator("figure").all()[:2]
+    )
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] <= second["x"]
+    turn_to("#page=ratings", width=390)
+    first, second = (
+        box.bounding_box() for box in page.locator(".page.current .beside").first.locator("figure").all()[:2]
+    )
+    assert first["y"] + first["height"] <= second["y"]
+
+
+def test_the_list_shows_a_bar_per_criterion(turn_to):
+    page = turn_to("#page=documents")
+    heights = "(all) => all.map((bar) => +bar.getAttribute('height'))"
+    bars = page.locator(".page.current tr[data-row='3'] .minis .bar").evaluate_all(heights)
+    assert bars == pytest.approx([0.22 * percentile for percentile in MADE[3].percentiles], rel=1e-2)
+    assert "?" in page.locator(".page.current .hints").inner_text()
+
+
+def test_ids_and_links_are_copied_or_held_out_to_be_copied(visit, address):
+    page = visit(address + "#page=documents&q=the&open=7")
+    page.evaluate("""Object.defineProperty(navigator, "clipboard", { configurable: true, value:
+        { writeText: (text) => { window.copied = text; return Promise.resolve(); } } })""")
+    page.get_by_role("button", name="Copy id").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("window.copied") == MADE[7].id
+    page.get_by_role("button", name="Copy link").click()
+    page.wait_for_function("window.copied.includes('#')")
+    link = page.evaluate("window.copied")
+    assert link == address + "#page=documents&open=7"
+    page.evaluate("""Object.defineProperty(navigator, "clipboard", { configurable: true, value:
+        { writeText: () => Promise.reject(new Error("refused")) } })""")
+    order = rows(page)
+    page.locator(".reader").get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Copy link").click()
+    field(page, "Copy link").wait_for()
+    held = field(page, "Copy link").input_value()
+    assert held == f"{address}#page=documents&open={order[order.index(7) + 1]}"
+    assert page.evaluate("document.activeElement.value.slice(document.activeElement.selectionStart)") == held
+    page.goto(link)
+    assert page.locator(".reader h3").inner_text() == MADE[7].id
+
+
+def test_two_explorers_of_a_page_have_their_own_keys(visit, write):
+    several = [
+        DocumentsExplorer(sample_report.CRITERIA, sample_report.TOPICS, (), sample_report.documents(num, seed=num), num)
+        for num in (60, 80)
+    ]
+    page = visit(write("two", Report("t", "", (Page("both", "Both", "", tuple(several)),))) + "#page=both")
+    first, second = page.locator(".explorer").all()
+    second.get_by_label("Domain", exact=True).select_option("code")
+    assert first.locator(".count").inner_text() == "60 of 60 documents match"
+    assert second.locator(".count").inner_text() == "8 of 80 documents match"
+    second.locator(".list .open").first.click()
+    assert first.locator(".reader").count() == 0
+    assert second.locator(".reader h3").inner_text() == several[1].documents[2].id
+    assert set(page.evaluate("location.hash").lstrip("#").split("&")) == {"page=both", "domain2=3", "open2=2"}
+    first.get_by_label("Search in text and id", exact=True).fill(several[0].documents[9].id)
+    assert first.locator(".count").inner_text() == "1 of 60 documents match"
+    assert second.locator(".count").inner_text() == "8 of 80 documents match"
+    assert page.evaluate(PROBLEMS) == []
+
+
+def test_windows_are_coloured_by_the_corpus_where_its_mean_is_known(visit, write):
+    document = dataclasses.replace(
+        MADE[0], window_tokens=(100,) * 5, windows=((0.0, 1.0, 2.0, 3.0, 9.0),) + ((0.0,) * 5,) * 3
+    )
+    known = {"means": (2.0, 0.0, 0.0, 0.0), "stds": (1.0, 1.0, 1.0, 1.0)}
+    explorer = DocumentsExplorer(sample_report.CRITERIA, (), (), (document,), 1, **known)
+    page = visit(write("means", Report("t", "", (Page("d", "D", "", (explorer,)),))) + "#page=d&open=0")
+    shades = page.locator("svg.strip").first.locator("rect").evaluate_all("(all) => all.map((r) => r.classList[1])")
+    assert shades == ["h-5", "h-2", "h0", "h3", "h5"]  # 2.5 steps per standard deviation, halves upwards
+    assert "the mean of all documents" in page.locator(".reader").inner_text()
+
+
+@pytest.mark.parametrize(("motion", "seconds"), [("reduce", {"0s"}), ("no-preference", {"0.12s"})])
+def test_nothing_moves_where_motion_is_not_wanted(motion, seconds, visit, address):
+    page = visit(address, reduced_motion=motion)
+    found = page.eval_on_selector("button#theme", "(node) => getComputedStyle(node).transitionDuration")
+    assert set(found.split(", ")) == seconds
+    moving = "(all) => all.some((node) => getComputedStyle(node).animationName !== 'none')"
+    assert not page.eval_on_selector_all("*", moving)
+
+
+def test_paper_has_whole_tables_and_every_reason(visit, write):
+    rows_of = tuple((f"row {i}", float(i), "a long sentence about it " * 4) for i in range(90))
+    made = (Table("Long", ("name", "value", "remark"), rows_of), sample_report.verdicts())
+    page = visit(write("paper", Report("t", "", (Page("p", "P", "", made),))))
+    assert not page.locator(".reasons p").first.is_visible()
+    pages = len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4")))
+    assert 3 <= pages <= 8
+    page.set_viewport_size({"width": 700, "height": 1000})
+    page.emulate_media(media="print")
+    assert page.locator(".reasons p:visible").count() == 11
+    box = page.locator(".scroll").evaluate(
+        "(node) => [node.scrollHeight - node.clientHeight, node.scrollWidth - node.clientWidth]"
+    )
+    assert box == [0, 0]
+    assert page.locator("tbody tr:visible").count() >= 90
+    words = page.locator(".verdict").evaluate_all("(all) => all.map((node) => node.getBoundingClientRect().height)")
+    assert max(words) < 1.5 * min(words)  # none is broken
