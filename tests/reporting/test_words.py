@@ -101,11 +101,11 @@ def test_of_many_topics_the_ends_are_shown_of_rated_selections_alone(tmp_path):
 def test_of_many_groups_the_ends_are_shown(tmp_path):
     groups = [f"g{number:02d}" for number in range(20)]
     table = {
-        "column": ["region"] * 40,
-        "group": groups * 2,
-        "criterion": ["x"] * 20 + ["y"] * 20,
-        "difference": [*range(20), *range(20)],
-    }
+        "column": ["region"] * 40 + ["domain"],
+        "group": [*groups * 2, "web"],
+        "criterion": ["x"] * 20 + ["y"] * 20 + ["x"],
+        "difference": [*range(20), *range(20), 1],
+    }  # a domain's mean is in the heatmap
     _analysis(tmp_path, groups=table)
     (figure,) = of_kind(pages(tmp_path)["ratings"], blocks.Intervals).values()
     assert figure.title == "Who is rated higher and who lower? Groups by region, x"
@@ -128,7 +128,7 @@ def test_the_audit_of_one_domain_says_so(tmp_path, domains, told):
     one = "The documents have one domain: what domain explains cannot be seen."
     assert (one in notes(found["audit"], "caution")) == told
     answers = [row[1] for row in tables(found["summary"])["In short"].rows]
-    assert answers == ["Domain in disguise (1 of 1 criteria).", *([one] if told else [])]
+    assert answers == ["On 1 of 1 criteria: domain in disguise.", *([one] if told else [])]
 
 
 def test_the_audit_of_an_offline_judge_says_so(tmp_path):

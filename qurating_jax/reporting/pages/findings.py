@@ -77,11 +77,11 @@ def _rater(evidence: Evidence, notes: Notes) -> Iterator[tuple[str, str]]:
 def _audit(evidence: Evidence) -> Iterator[tuple[str, str]]:
     told = audit.counted(evidence.analysis)
     if told:
-        failed = [f"{what} ({count} of {total} criteria)" for what, count, total in told if count]
-        answers = [f"{_capital(series(failed))}." if failed else "No check fails.", *audit.cautions(evidence)]
+        failed: dict[str, list[str]] = {}
+        for what, count, total in told:
+            if count:
+                failed.setdefault(f"{count} of {total} criteria", []).append(what)
+        answers = [f"On {where}: {series(what)}." for where, what in failed.items()] or ["No check fails."]
+        answers += audit.cautions(evidence)
         question = "Is the rating something else in disguise?"
         yield from zip([question, *[""] * len(answers)], answers, strict=False)
-
-
-def _capital(told: str) -> str:
-    return told[:1].upper() + told[1:]
