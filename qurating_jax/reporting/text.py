@@ -11,6 +11,7 @@ from qurating_jax.reporting.cleaning import clean
 CELL_CHARACTERS = 200  # of a cell in the plain summary
 NOTHING = "-"
 _SMALLEST_P = 0.001
+_LARGE = 1e5  # has no decimals beside it
 
 
 def is_finite(value: Cell) -> bool:
@@ -42,7 +43,7 @@ def cell_text(cell: Cell) -> str:
 def column_texts(heading: str, cells: Sequence[Cell]) -> list[str]:
     """The cells of a column as text, fractions with the same number of decimals.
 
-    That number gives the largest of them four significant digits; where a small one would be left without two, every
+    That number gives the largest of them four significant digits; where a small one would be left without any, every
     fraction has its own four. Integers stay integers. The heading says more: "p" and "p (...)" are p-values, of which
     small ones are written "<0.001"; "less ..." and "difference ..." are differences, which have a sign.
     """
@@ -50,22 +51,19 @@ def column_texts(heading: str, cells: Sequence[Cell]) -> list[str]:
     if re.match(r"p([ (-]*(value|holm|adjusted).*)?$", heading, re.IGNORECASE):
         return [_p_value(cell) if is_finite(cell) else cell_text(cell) for cell in cells]
     sizes = [abs(value) for value in values if value]
-    decimals = 0
+    decimals = None  # each cell has its own
     if any(value != int(value) for value in values):
-        decimals = max(3 - math.floor(math.log10(max(sizes))), 0)
-        if decimals > 6 or min(sizes) < 10.0 ** (1 - decimals) / 2:
-            decimals = -1  # each its own
+        largest = max(sizes)
+        places = max(3 - math.floor(math.log10(largest)), 1 if largest < _LARGE else 0)
+        decimals = places if places <= 6 and min(sizes) >= 10.0 ** (1 - places) / 2 else None
     sign = "+" if re.match(r"less |difference", heading, re.IGNORECASE) else ""
     return [_in_column(cell, decimals, sign) for cell in cells]
 
 
-def _in_column(cell: Cell, decimals: int, sign: str) -> str:
-    if not is_finite(cell):
+def _in_column(cell: Cell, decimals: int | None, sign: str) -> str:
+    if isinstance(cell, bool) or not isinstance(cell, (int, float)) or not math.isfinite(cell):
         return cell_text(cell)
-    assert isinstance(cell, (int, float))
-    shown = cell_text(cell) if isinstance(cell, int) or decimals <= 0 else f"{cell:,.{decimals}f}"
-    if isinstance(cell, float) and decimals < 0 and cell == int(cell):
-        shown = f"{cell:,.1f}"
+    shown = cell_text(cell) if isinstance(cell, int) or decimals is None else f"{cell:,.{decimals}f}"
     return sign + shown if cell > 0 else shown
 
 

@@ -1,5 +1,6 @@
 """Figures: places on the drawing against arithmetic by hand, round ticks, gaps, labels, and the table behind each."""
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -9,7 +10,7 @@ import sample_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qurating_jax.reporting import figures, svg
+from qurating_jax.reporting import colours, curves, figures, svg
 from qurating_jax.reporting.blocks import Bars, Figure, Heatmap, Histogram, Intervals, Lines
 
 FIGURES = [
@@ -235,3 +236,94 @@ def test_series_beyond_the_palette_differ_in_shape_or_stroke():
         swatch = ET.fromstring(svg.swatch(index, "mark"))
         looks.add(tuple((node.tag, node.get("class")) for node in swatch))
     assert len(looks) == 24
+
+
+# --- one look per series, curves --------------------------------------------------------------------------------
+
+
+def line_figure(*names, noise=0.0, points=60, gap=10.0):
+    x = tuple(float(i) for i in range(points))
+    return Lines(
+        "t", {n: (x, tuple(gap * k + noise * (i % 2) for i in range(points))) for k, n in enumerate(names)}, "x", "y"
+    )
+
+
+names_of_figures = st.lists(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=8, unique=True), max_size=9)
+
+
+@given(names_of_figures)
+def test_series_of_one_figure_never_share_a_look_and_keep_it_from_figure_to_figure(made):
+    drawn = [line_figure(*names) for names in made]
+    known = colours.slots(drawn)
+    for figure in drawn:
+        places = [slot for (_, label), slot in colours.places(figure, known).items() if label == ""]
+        assert len(set(places)) == len(places)
+        if len(places) > 1:
+            assert places == [known[name] for name in figure.series]
+    assert max(known.values(), default=0) < 12
+
+
+def test_a_name_looks_the_same_in_every_kind_of_figure():
+    curves_of = line_figure("a", "b", "c")
+    bars = Bars("t", ("x",), {"other": (1.0,), "c": (2.0,), "b": (3.0,)})
+    alone = Intervals("t", (("b", "difference", 1.0, 0.5, 1.5), ("c", "difference", 2.0, 1.5, 2.5)))
+    known = colours.slots([curves_of, bars, alone])
+    looks = {}
+    for name, kind in (("b", "line"), ("c", "line")):
+        place = colours.places(curves_of, known)[name, ""]
+        assert any(
+            f"s{place}" in n.get("class") for n in elements(figures.draw(curves_of, known).pictures[0], "path", kind)
+        )
+        looks[name] = place
+    assert colours.places(bars, known)["b", "x"] == looks["b"]
+    marks = [n for n in ET.fromstring(figures.draw(alone, known).pictures[0]).iter() if "mark" in n.get("class", "")]
+    assert [n.get("class").split()[1] for n in marks] == [f"s{looks['b']}", f"s{looks['c']}"]
+    strangers = Intervals("t", (("b", "difference", 1.0, 0.5, 1.5), ("not a series", "difference", 2.0, 1.5, 2.5)))
+    assert set(colours.places(strangers, known).values()) == {0}
+
+
+@given(st.lists(st.floats(0, 300), min_size=1, max_size=9).map(sorted))
+def test_names_beside_curves_are_spread_no_more_than_they_must(heights):
+    spread = curves.spread(heights, 14)
+    assert all(b - a >= 14 - 1e-6 for a, b in itertools.pairwise(spread))
+    assert sum(spread) == pytest.approx(sum(heights), abs=1e-6)
+    if all(b - a >= 14 for a, b in itertools.pairwise(heights)):
+        assert spread == heights
+
+
+def test_names_stand_at_the_ends_unless_they_collide_or_the_curve_ends_early():
+    assert list(curves.direct_labels(line_figure("a", "b"), 760)) == ["b", "a"]  # from above
+    assert curves.direct_labels(line_figure("a", "b"), 340) == {}
+    assert curves.direct_labels(line_figure("a", "b", "c", "d", gap=0.0), 760) == {}
+    assert curves.direct_labels(line_figure("a" * 60, "b"), 760) == {}
+    early = Lines("t", {"a": ((0.0, 5.0), (1.0, 2.0)), "b": ((0.0, 10.0), (8.0, 9.0))}, "x", "y")
+    assert curves.direct_labels(early, 760) == {}
+    drawing = figures.draw(line_figure("a", "b"))
+    assert drawing.is_labelled
+    assert [t.text for t in elements(drawing.pictures[0], "text")][-2:] == ["b", "a"]
+
+
+def test_a_running_mean_by_hand():
+    values = [(0.0, 1.0), (1.0, 3.0), (2.0, None), (3.0, 5.0), (4.0, 9.0)]
+    assert curves.running_mean(values, 3) == [(0.0, 1.0), (1.0, 2.0), (None, None), (3.0, 7.0), (4.0, 9.0)]
+
+
+def test_noisy_curves_are_drawn_faint_with_their_mean():
+    noisy = line_figure("a", "b", noise=5.0, points=150)
+    assert curves.mean_window({name: curves.points(noisy, name) for name in noisy.series}) == 11
+    picture = figures.draw(noisy).pictures[0]
+    assert len(elements(picture, "path", "faint")) == 2
+    assert len(elements(picture, "path", "line")) == 6  # faint, mean and leader of each
+    assert "means of 11 points" in picture
+    calm = figures.draw(line_figure("a", "b", points=150)).pictures[0]
+    assert elements(calm, "path", "faint") == []
+
+
+def test_small_figures_say_so():
+    heat = Heatmap("t", ("a", "b"), ("c", "d"), ((1.0, 2.0), (3.0, 4.0)))
+    broad = Heatmap("t", ("a",), tuple(f"column {i}" for i in range(20)), ((1.0,) * 20,))
+    assert figures.draw(heat).is_small
+    assert not figures.draw(broad).is_small
+    assert not figures.draw(line_figure("a", "b")).is_small
+    width = float(ET.fromstring(figures.draw(Histogram("t", (0.0, 1.0), {"a": (1.0,)})).pictures[0]).get("width"))
+    assert width == 460
