@@ -192,6 +192,29 @@ def test_the_runs_of_experiments(tmp_path, capsys):
         _report(tmp_path, capsys, baseline="nothing", overwrite=True)
 
 
+def test_the_tasks_of_experiments(tmp_path, capsys):
+    """Over their seeds, by the titles of the experiments, the baseline first; a limit is a caution."""
+    compared_runs.two_experiments(tmp_path)
+    answers = {"uniform": {"easy": [0, 0, 1, 0], "open": [0, 0]}, "top": {"easy": [1, 1, 1, 0], "open": [1, 0]}}
+    for experiment, values in answers.items():
+        for seed in (0, 1):
+            where = compared_runs.step(tmp_path, "eval_lm", experiment, seed)
+            shutil.rmtree(where)
+            compared_runs.ask(where, values, limit=4)
+    *_, page, summary = _report(tmp_path, capsys)
+    told = " ".join(summary.split())
+    assert "Does a model answer more than The title of uniform" in told
+    assert "The title of top cannot be told apart: +50.0 points" in told  # 0.25 -> 0.75 and 0 -> 0.5, of six items
+    text = "".join(page.text)
+    assert "Tasks: averages less The title of uniform" in text
+    assert "At most 4 questions of each task were asked" in text
+    cells = [cell.strip() for cell in page.text if cell.strip()]
+    place = cells.index("guessing")
+    assert cells[place + 1 : place + 3] == ["The title of uniform", "The title of top"]
+    place = cells.index("ARC-easy", place)
+    assert cells[place + 1 : place + 8] == ["reading comprehension", "4", "15", "acc", "0.2500", "0.2500", "0.7500"]
+
+
 def test_evaluations_side_by_side_are_compared(tmp_path, capsys):
     """As the quickstart leaves them: no records, an output of eval-lm for each model."""
     for name, bits in (("eval_top", compared_runs.TOP[0]), ("eval_uniform", compared_runs.UNIFORM[0])):

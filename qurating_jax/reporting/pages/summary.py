@@ -116,5 +116,6 @@ def _experiments(evidence: Evidence) -> Iterator[Block]:
             place for place in range(len(headings)) if place == 0 or any(row[place] not in (None, "") for row in rows)
         ]
         cells = tuple(tuple(row[place] for place in kept) for row in rows)
-        note = "Of all held-out text. Fewer bits per byte and lower perplexity are better."
+        has_text = any(row[3] is not None for row in rows)
+        note = "Of all held-out text. Fewer bits per byte and lower perplexity are better." if has_text else ""
         yield Table("Experiments", tuple(headings[place] for place in kept), cells, note=note, brief=True)
