@@ -15,6 +15,8 @@ from qurating_jax.reporting.blocks import Bars, Cell, Figure, Heatmap, Histogram
 from qurating_jax.reporting.svg import Attributes, tag, with_unit
 from qurating_jax.reporting.text import is_finite, number
 
+MOST_COLUMNS = 8  # of a heat map in half a column
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -73,7 +75,7 @@ def _content(figure: Figure, width: float, places: Slots) -> tuple[list[str], fl
 def _is_small(figure: Figure) -> bool:
     """Whether half a column is enough: histograms, curves around a diagonal, and heat maps of few columns."""
     if isinstance(figure, Heatmap):
-        return _heatmap(figure, HALF)[2] <= HALF
+        return len(figure.columns) <= MOST_COLUMNS and _heatmap(figure, HALF)[2] <= HALF
     return isinstance(figure, Histogram) or (isinstance(figure, Lines) and figure.diagonal)
 
 
@@ -158,7 +160,9 @@ def _histogram(figure: Histogram, width: float, places: Slots) -> tuple[list[str
         y += tall
         rows.append(tag("path", d=f"M{svg.coordinate(left)} {svg.coordinate(y)}H{width - 16}", class_="zero"))
         y += 8 if num > 1 else 0
-    title = f"{figure.unit or 'value'}; the highest bar is {highest:.1%}" if width >= HALF else figure.unit
+    title = f"{figure.unit or 'value'}; the highest bar is {highest:.1%}"
+    if svg.text_width(title) > x.end - x.start:
+        title = figure.unit
     return [*axes, *svg.x_axis(x, 10, y, title), *rows], y + 40
 
 
@@ -167,7 +171,7 @@ def _heatmap(figure: Heatmap, width: float) -> tuple[list[str], float, float]:
     finite = [v for v in _values(figure) if v is not None and math.isfinite(v)]
     write = bars.writer(finite)
     texts = [[write(v) if v is not None and math.isfinite(v) else "" for v in row] for row in figure.values]
-    left = 12 + max(svg.text_width(svg.fit(name, 0.3 * width)) for name in figure.rows)
+    left = 12 + max(svg.text_width(svg.fit(name, 0.34 * width)) for name in figure.rows)
     need = 12 + max(svg.text_width(text, 11) for row in texts for text in row)
     longest = max(svg.text_width(svg.fit(name, 150)) for name in figure.columns) + 8
     cell = max(need, min((width - left - 60) / len(figure.columns), max(longest, 64.0)))
@@ -191,8 +195,9 @@ def _heatmap(figure: Heatmap, width: float) -> tuple[list[str], float, float]:
             if texts[i][j]:
                 place = {"x": left + (j + 0.5) * cell, "y": y + 18, "text_anchor": "middle"}
                 drawn.append(tag("text", texts[i][j], class_=f"in {look}", **place))
-    needed = left + len(figure.columns) * cell + (2 if is_level else 60 if width < WIDE else 110)
-    return drawn, head + 28 * len(figure.rows) + 4, max(needed, 0.0)
+    reach = 0.0 if is_level else max((j + 0.5) * cell + 0.72 * svg.text_width(name) for j, name in enumerate(names))
+    needed = left + max(len(figure.columns) * cell + 2, reach + 4)
+    return drawn, head + 28 * len(figure.rows) + 4, needed
 
 
 def _shade(value: float | None, finite: Sequence[float], center: float | None) -> str:

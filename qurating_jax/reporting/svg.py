@@ -53,7 +53,7 @@ def picture(title: str, description: str, width: float, height: float, content: 
 
 
 def text_width(text: str, size: float = 12.0) -> float:
-    """About how wide a line is in a system font: East Asian signs are square, others a little over half as wide."""
+    """About how wide a line is in a broad system font: East Asian signs are square, others over half as wide."""
     units = (
         1.0
         if unicodedata.east_asian_width(sign) in "WF"
@@ -61,7 +61,7 @@ def text_width(text: str, size: float = 12.0) -> float:
         if sign in _SLIM
         else 0.65
         if sign in _BROAD
-        else 0.57
+        else 0.61
         for sign in text
     )
     return size * sum(units)
@@ -187,7 +187,7 @@ def x_axis(scale: Scale, top: float, bottom: float, title: str) -> list[str]:
         drawn.append(tag("text", text, x=x, y=bottom + 15, text_anchor="middle", class_="tick"))
     if title:
         middle = (scale.start + scale.end) / 2
-        drawn.append(label(title, middle, bottom + 33, scale.end - scale.start + 60, anchor="middle", class_="axis"))
+        drawn.append(label(title, middle, bottom + 33, scale.end - scale.start + 20, anchor="middle", class_="axis"))
     return drawn
 
 

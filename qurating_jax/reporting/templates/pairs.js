@@ -45,9 +45,9 @@ function pairsExplorer(data) {
       hasTexts && el("span", { class: "excerpt", dir: "auto" }, data.firstText[row].slice(0, 120).replace(/\s+/g, " ")) || null] },
     { label: "Judge", minor: true, cell: (row) => el("bdi", {}, data.judges[data.judge[row]]) },
     { label: "Domains", minor: true, cell: (row) => [el("bdi", {}, domain(data.firstDomain[row])), " / ", el("bdi", {}, domain(data.secondDomain[row]))] },
-    { label: "p judge", kind: "number", cell: (row) => shown(average[row]) },
-    { label: "p rater", kind: "number", cell: (row) => shown(data.rater[row]) },
-    { label: "apart", kind: "number", minor: true, cell: (row) => shown(gap(row)) },
+    { label: "p judge", kind: "number", cell: (row) => chance(average[row]) },
+    { label: "p rater", kind: "number", cell: (row) => chance(data.rater[row]) },
+    { label: "apart", kind: "number", minor: true, cell: (row) => chance(gap(row)) },
   ];
 
   function read(row, get) {
@@ -63,7 +63,7 @@ function pairsExplorer(data) {
     return [
       el("p", {}, badges.map(([look, text]) => el("span", { class: `badge ${look}`, dir: "auto" }, text))),
       el("h4", {}, "p(second is better)"),
-      el("div", { class: "ratings" }, chances.flatMap(([name, p]) => [el("span", {}, name), el("strong", {}, shown(p)), chanceBar(p), el("span", { class: "faint" }, p === null ? "" : p === 0.5 ? "even" : p > 0.5 ? "second" : "first")])),
+      el("div", { class: "ratings" }, chances.flatMap(([name, p]) => [el("span", {}, name), el("strong", {}, chance(p)), chanceBar(p), el("span", { class: "faint" }, p === null ? "" : p === 0.5 ? "even" : p > 0.5 ? "second" : "first")])),
       el("div", { class: "sides" }, ["first", "second"].map((side) => el("section", {},
         el("h4", { dir: "auto" }, hasTexts ? `${side === "first" ? "First" : "Second"}: ${data[`${side}Id`][row]}` : side === "first" ? "First" : "Second"),
         el("span", { class: "badge", dir: "auto" }, domain(data[`${side}Domain`][row])),
@@ -79,6 +79,13 @@ function pairsExplorer(data) {
     ["position", "effect of the order", turn],
   ];
   return { noun: "pairs", length: data.length, filters, orders, matcher, columns, title, read, isStacked: true, actions: () => null };
+}
+
+/** A probability with three decimals; one that they would make 0 or 1 says so. */
+function chance(p) {
+  if (p === null) return shown(p);
+  if (p < 0.001) return p === 0 ? "0" : "<0.001";
+  return p > 0.999 && p < 1 ? ">0.999" : p.toFixed(3);
 }
 
 /** A probability as a bar from the middle, to the left for the first and to the right for the second text. */
