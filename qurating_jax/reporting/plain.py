@@ -14,7 +14,7 @@ _HEADINGS = (16, 11)  # characters of a heading that stay in one line, where the
 
 def paragraph(text: str, indent: str) -> list[str]:
     """The text in lines of at most `WIDTH` characters, each after `indent`."""
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], indent: str) -> list[str]:

@@ -8,7 +8,7 @@ from qurating_jax.reporting import plain
 from qurating_jax.reporting.blocks import Block, Cell, Note, Page, Report, Table, Verdicts
 from qurating_jax.reporting.cleaning import clean
 
-CELL_CHARACTERS = 200  # of a cell in the plain summary
+CELL_CHARACTERS = 300  # of a cell in the plain summary
 NOTHING = "-"
 _SMALLEST_P = 0.001
 _LARGE = 1e5  # has no decimals beside it

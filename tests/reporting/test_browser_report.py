@@ -738,3 +738,73 @@ def test_paper_has_whole_tables_and_every_reason(visit, write):
     assert page.locator("tbody tr:visible").count() >= 90
     words = page.locator(".verdict").evaluate_all("(all) => all.map((node) => node.getBoundingClientRect().height)")
     assert max(words) < 1.5 * min(words)  # none is broken
+
+
+def test_a_page_is_found_as_it_was_left_and_a_new_one_from_its_top(visit, address):
+    page = visit(address + "#page=documents")
+    field(page, "Domain").select_option("code")
+    page.evaluate("scrollTo(0, 900)")
+    page.locator("nav.pages a[data-page=ratings]").click()
+    assert page.evaluate("scrollY") == 0
+    page.locator("nav.pages a[data-page=documents]").click()
+    assert match_count(page) == "24 of 240 documents match"
+    with page.context.expect_page() as opened:
+        page.locator("nav.pages a[data-page=ratings]").click(modifiers=["ControlOrMeta"])
+    opened.value.close()
+    assert match_count(page) == "24 of 240 documents match"
+
+
+def test_the_keys_are_shown_by_a_button_and_closed_by_one(turn_to):
+    page = turn_to("#page=documents")
+    page.get_by_role("button", name="Keys").click()
+    dialog = page.get_by_role("dialog", name="Keys")
+    assert dialog.is_visible()
+    dialog.get_by_role("button", name="Close").click()
+    assert not dialog.is_visible()
+
+
+def test_the_colours_follow_the_system_while_the_page_is_open(visit, address):
+    page = visit(address, color_scheme="light")
+    page.emulate_media(color_scheme="dark")
+    page.get_by_role("button", name="Light colours").wait_for()
+    page.emulate_media(color_scheme="light")
+    page.get_by_role("button", name="Dark colours").wait_for()
+
+
+def test_rows_are_opened_by_a_click_and_the_focus_goes_there_and_back(visit, address):
+    page = visit(address + "#page=documents")
+    focused = "document.activeElement.closest('tr')?.dataset.row ?? document.activeElement.localName"
+    page.locator(".page.current tr[data-row='2'] td").nth(1).click()
+    assert page.locator(".reader h3").inner_text() == MADE[2].id
+    assert page.evaluate(focused) == "h3"
+    page.locator(".reader").get_by_role("button", name="Close").click()
+    assert page.evaluate(focused) == "2"
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(30):
+        page.keyboard.press("j")
+    box = page.locator("tr.cursor").bounding_box()
+    assert 0 <= box["y"] <= 901 - box["height"]
+    page.locator(".page.current .pager").get_by_role("button", name="Next").click()
+    assert rows(page)[0] == 50
+    page.locator(".page.current .pager").get_by_role("button", name="Previous").click()
+    assert rows(page)[0] == 0
+    assert not page.get_by_role("button", name="Clear").is_visible()
+
+
+def test_every_place_of_a_searched_word_is_marked(turn_to):
+    row = next(i for i, document in enumerate(MADE) if document.text.lower().count("season") > 2)
+    page = turn_to(f"#page=documents&q=season&open={row}")
+    marks = page.locator(".page.current .reader mark").all_inner_texts()
+    assert [mark.lower() for mark in marks] == ["season"] * MADE[row].text.lower().count("season")
+
+
+def test_chances_of_a_pair_say_who_wins_by_how_much(turn_to):
+    row = next(i for i, pair in enumerate(PAIRS) if pair.p_forward < 0.3 and (pair.p_rater or 0) > 0.7)
+    reader = turn_to(f"#page=pairs&open={row}").locator(".page.current .reader")
+    sides = reader.locator(".ratings .faint").all_inner_texts()
+    assert (sides[0], sides[3]) == ("first", "second")
+    bars = reader.locator(".ratings .bar")
+    ends = [(float(bar.get_attribute("x")), float(bar.get_attribute("width"))) for bar in (bars.first, bars.last)]
+    forward, rater = 100 * PAIRS[row].p_forward, 100 * PAIRS[row].p_rater
+    assert ends[0] == pytest.approx((forward, 50 - forward), abs=0.1)
+    assert ends[1] == pytest.approx((50, rater - 50), abs=0.1)
