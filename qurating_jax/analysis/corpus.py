@@ -25,6 +25,7 @@ from qurating_jax.runtime.errors import UserError
 
 MISSING_DOMAIN = "(missing)"
 MOST_NAMES = 10_000  # of a column of groups or domains
+_GREATEST, _LEAST = 1e100, 1e-100  # sizes of numbers whose squares can be added up; below the least they are 0
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,10 @@ def _numbers(values: pa.ChunkedArray, name: str) -> Floats:
     if pa.types.is_float16(kind):
         values = values.cast(pa.float32())
     found = pc.fill_null(values.cast(pa.float64(), safe=False), float("nan")).to_numpy()
+    size = np.abs(found)
+    if (np.isfinite(size) & (size > _GREATEST)).any():
+        raise UserError(f"column `{name}` holds numbers beyond {_GREATEST:g}, which cannot be averaged")
+    found = np.where(size < _LEAST, 0.0, found)
     return np.where(np.isfinite(found), found + 0.0, np.nan)  # no negative zeros: equal ratings have equal bits
 
 

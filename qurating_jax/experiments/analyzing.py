@@ -213,6 +213,17 @@ def read_judged_pairs(
     return with_ratings(judged, {name: scores[:, place] for place, name in enumerate(loaded.criteria)})
 
 
+def judgment_notes(judged: JudgedPairs | None, rater: str, criteria: Sequence[str]) -> list[str]:
+    """Why judgments or a rater that were given say nothing."""
+    if judged is None:
+        return ["The rater scores nothing: no judgments were given (--judgments)."] if rater else []
+    if not set(judged.criteria) & set(criteria):
+        return [f"The judgments are on {', '.join(judged.criteria)}, which are no criteria of these documents."]
+    if not rater:
+        return ["The judgments are compared with nothing: no rater was given that scores their texts (--rater)."]
+    return []
+
+
 def window_tokens_of(places: Sequence[str]) -> int:
     """The longest window that `annotate` was given for the first of its outputs among these; 512 for none."""
     for place in places:

@@ -134,8 +134,8 @@ def _plan(config: Config, files: list[str], side_files: list[str]) -> "Plan":
 
     asked = Asked(
         criteria=config.criteria,
-        labels=config.labels,
-        groups=config.groups,
+        labels=tuple(dict.fromkeys(config.labels)),
+        groups=tuple(dict.fromkeys(config.groups)),
         domain_field=config.domain_field,
         tokens_field=config.tokens_field,
         default_domain_field=Config.domain_field,
@@ -173,6 +173,8 @@ def _named(entries: tuple[str, ...]) -> dict[str, str]:
 
 def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_files: list[str]) -> dict[str, Any]:
     """Reads, computes, writes; returns the counts."""
+    from threadpoolctl import threadpool_limits
+
     from qurating_jax.analysis.tables import Settings, analyze
     from qurating_jax.data.document_writers import write_table
     from qurating_jax.experiments import analyzing
@@ -191,7 +193,9 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
         window_tokens=config.window_tokens or analyzing.window_tokens_of((*config.scores, *config.input)),
         seed=config.seed,
     )
-    with progress("analyze: measuring", len(sample.rows), "documents") as advance:
+    notes += analyzing.judgment_notes(judged, config.rater, plan.criteria)
+    # One thread adds up in one order: no figure depends on the number of cores.
+    with threadpool_limits(limits=1), progress("analyze: measuring", len(sample.rows), "documents") as advance:
         found = analyze(corpus, sample, plan, settings, selections=selections, judged=judged, on_text=advance)
     for name, table in sorted(found.tables.items()):
         write_table(storage.join(output, TABLES, f"{name}.parquet"), table)

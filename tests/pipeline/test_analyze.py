@@ -316,6 +316,39 @@ def test_documents_without_ratings(tmp_path, capsys):
     assert "1 documents, and none has a rating (c_average)" in capsys.readouterr().err
 
 
+def test_numbers_that_no_one_can_average(tmp_path, capsys):
+    rows = [row | {"educational_value_average": 1e200} for row in documents(40)]
+    write_parquet(tmp_path / "huge.parquet", rows)
+    assert analyze(tmp_path / "huge", "--input", tmp_path / "huge.parquet") == 1
+    assert "`educational_value_average` holds numbers beyond 1e+100" in capsys.readouterr().err
+    rows = [row | {"educational_value_average": 1e-200 * number} for number, row in enumerate(documents(40))]
+    write_parquet(tmp_path / "tiny.parquet", rows)
+    assert analyze(tmp_path / "tiny", "--input", tmp_path / "tiny.parquet") == 0
+    notes = json.loads((tmp_path / "tiny" / "analysis.json").read_text())["notes"]
+    assert any("educational_value: all 40 ratings are 0" in note for note in notes)
+
+
+def test_a_column_that_is_named_twice_is_read_once(done, tmp_path):
+    options = ("--input", done / "in", "--groups", "role", "domain", "role", "--labels", "human", "human")
+    assert analyze(tmp_path / "out", *options) == 0
+    assert tables(tmp_path / "out") == tables(done / "out")
+
+
+def test_judgments_and_raters_that_say_nothing_are_noted(done, tmp_path):
+    judgments = tmp_path / "pairs.jsonl"
+    pair = {"text_a": "a cat", "text_b": "a dog", "p_b": 0.9}
+    for name, criterion, note in (
+        ("other", "novelty", "The judgments are on novelty, which are no criteria of these documents."),
+        ("none", "writing_style", "no rater was given that scores their texts (--rater)"),
+    ):
+        judgments.write_text(json.dumps(pair | {"criterion": criterion}) + "\n")
+        assert analyze(tmp_path / name, "--input", done / "in", "--judgments", judgments) == 0
+        assert note in " ".join(json.loads((tmp_path / name / "analysis.json").read_text())["notes"])
+    assert analyze(tmp_path / "rater", "--input", done / "in", "--rater", tmp_path) == 0
+    notes = json.loads((tmp_path / "rater" / "analysis.json").read_text())["notes"]
+    assert any("The rater scores nothing" in note for note in notes)
+
+
 def test_an_empty_input(tmp_path, capsys):
     pq.write_table(pa.Table.from_pylist(documents(1)).slice(0, 0), tmp_path / "in.parquet")
     assert analyze(tmp_path / "out", "--input", tmp_path / "in.parquet") == 1
