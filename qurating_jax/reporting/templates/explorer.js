@@ -35,8 +35,8 @@ function explorer(place, spec, index) {
 
   const count = el("p", { class: "count", role: "status" });
   const where = el("span", { class: "faint" });
-  const previous = el("button", { type: "button", onclick: () => set({ p: pageNumber() - 1 }) }, "Previous");
-  const next = el("button", { type: "button", onclick: () => set({ p: pageNumber() + 1 }) }, "Next");
+  const previous = el("button", { type: "button", onclick: () => turnTo(pageNumber() - 1) }, "Previous");
+  const next = el("button", { type: "button", onclick: () => turnTo(pageNumber() + 1) }, "Next");
   const list = el("div", { class: "list" });
   const panes = el("div", { class: spec.isStacked ? "panes stacked" : "panes" }, list);
   const pager = el("div", { class: "pager" }, previous, where, next);
@@ -50,6 +50,7 @@ function explorer(place, spec, index) {
   let cursor = -1; // place in `rows`
   let reader = null;
   let drawn = null; // the part of the address that the list was drawn by
+  const turnTo = (page) => set({ p: page > 1 ? page : null });
   const numPages = () => Math.max(Math.ceil(rows.length / ROWS_A_PAGE), 1);
   const pageNumber = () => Math.min(Math.max(Math.trunc(Number(get("p"))) || 1, 1), numPages());
   const opened = () => {
@@ -142,7 +143,7 @@ function explorer(place, spec, index) {
       else if (input.value !== get(key)) input.value = get(key);
     }
     turn.textContent = get("order") === "asc" ? "Ascending ↑" : "Descending ↓";
-    clear.hidden = Object.keys(clearing()).every((key) => get(key) === "");
+    clear.hidden = [...inputs.keys(), "order"].every((key) => get(key) === "");
     find();
     drawReader();
     drawList();
