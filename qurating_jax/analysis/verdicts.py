@@ -86,9 +86,9 @@ _MEASURES = {
 }
 _DESIGN = "`qurating judge run --design within_domain` judges pairs of one domain"
 _LOOK = {
-    "length": "judgments or --labels would tell",
+    "length": "judged pairs of such texts or --labels would tell",
     "domain": f"{_DESIGN}, and --labels would tell as well",
-    "topic": "judgments or --labels would tell",
+    "topic": "judged pairs of such texts or --labels would tell",
 }
 
 

@@ -197,6 +197,7 @@ def _analyze(config: Config, output: str, plan: "Plan", files: list[str], side_f
     # One thread adds up in one order: no figure depends on the number of cores.
     with threadpool_limits(limits=1), progress("analyze: measuring", len(sample.rows), "documents") as advance:
         found = analyze(corpus, sample, plan, settings, selections=selections, judged=judged, on_text=advance)
+    storage.remove_tree(storage.join(output, TABLES))  # what a killed run has left, half-written files too
     for name, table in sorted(found.tables.items()):
         write_table(storage.join(output, TABLES, f"{name}.parquet"), table)
     rows = {name: len(table) for name, table in sorted(found.tables.items())}

@@ -190,6 +190,7 @@ def test_a_finished_output_is_left_and_an_unfinished_one_begins_anew(done, tmp_p
     assert analyze(tmp_path / "out", *options) == 0
     (tmp_path / "out" / "manifest.json").unlink()
     (tmp_path / "out" / "tables" / "groups.parquet").write_bytes(b"half")
+    (tmp_path / "out" / "tables" / "groups.parquet.tmp-0123").write_bytes(b"a part")  # what kill -9 leaves
     assert analyze(tmp_path / "out", *options) == 0
     assert tables(tmp_path / "out") == tables(done / "out")
 
