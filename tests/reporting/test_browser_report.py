@@ -374,6 +374,10 @@ def test_keys(visit, address):
 
 def test_back_closes_what_was_opened(visit, address):
     page = visit(address + "#page=documents")
+    steps = page.evaluate("history.length")
+    field(page, "Search in text and id").press_sequentially("ab")
+    field(page, "Search in text and id").fill("")
+    assert page.evaluate("history.length") == steps  # typing is not a way back
     field(page, "Domain").select_option("books")
     page.locator(".page.current .list .open").first.click()
     assert page.locator(".reader").count() == 1
@@ -583,6 +587,10 @@ def test_the_sentence_behind_a_verdict_is_told_where_one_looks(turn_to):
     buttons.nth(3).click()
     assert why.is_visible()
     page.locator(".page.current h2").click()
+    assert not why.is_visible()
+    buttons.nth(5).hover()
+    assert why.is_visible()
+    page.locator(".page.current h2").hover()
     assert not why.is_visible()
     assert page.locator(".page.current .verdicts").get_by_text("not asked").count() == 1
     page.locator(".page.current .reasons summary").click()
