@@ -13,7 +13,7 @@ from qurating_jax.reporting.text import number
 MOST_MARKS = 40  # points of a curve that get a mark each
 NOISY = 3.0  # times its range that a curve goes up and down
 MEAN_OF = 15  # a running mean is over a 15th of the points
-_LABEL_WIDTH = 260
+_LABEL_WIDTH = 300
 _LABEL_HEIGHT = 14
 _MOST_MOVED = 12  # of a name from the end of its curve, so that names do not touch
 Point = tuple[float | None, float | None]
