@@ -20,6 +20,7 @@ from qurating_jax.models import hf
 from qurating_jax.parallel.mesh import make_mesh
 from qurating_jax.parallel.options import MeshShape
 from qurating_jax.runtime import manifest
+from qurating_jax.scoring.tasks import loading
 from qurating_jax.scoring.tasks.presets import PAPER
 from qurating_jax.training.fit import export
 
@@ -141,29 +142,80 @@ def test_data_may_move_and_must_not_change(places, tmp_path, capsys):
     assert "holds another run (inputs.tasks.folder.sciq_val_a2.jsonl" in capsys.readouterr().err
 
 
-def test_a_task_file_of_one_s_own(places, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+ROWS_OF_ONE_S_OWN = [{"q": "Which?", "c": ["this", "that"], "a": 1}, {"q": "Who?", "c": ["he", "she"], "a": 0}]
+
+
+def write_own_task(tmp_path, rows, **changes):
     own = tmp_path / "own"
     own.mkdir()
-    task_folders.write(own / "rows.jsonl", [{"q": "Which?", "c": ["this", "that"], "a": 1}])
-    (own / "which.yaml").write_text(
-        f"""task: which_one
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: "{own}/rows.jsonl"}}, cache_dir: "{tmp_path}/cache"}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{q}}}}"
-doc_to_choice: c
-doc_to_target: a
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 7}}
-"""
-    )
+    task_folders.write(own / "rows.jsonl", rows)
+    task = {
+        "task": "which_one",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{own}/rows.jsonl"}, "cache_dir": f"{tmp_path}/cache"},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "c",
+        "doc_to_target": "a",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 7},
+    }
+    (own / "which.yaml").write_text(json.dumps(task | changes))
+    return own
+
+
+def test_a_task_file_of_one_s_own(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    own = write_own_task(tmp_path, ROWS_OF_ONE_S_OWN)
+    # The harness' thousands of files are not read for it.
+    monkeypatch.setattr(loading, "_own_catalogue", None)
     assert run(places, "own", "--task_include", own, tasks=["which_one"], data=False) == 0
     row = document(places, "own")["tasks"]["models"]["first"]["which_one"]
     assert (row["group"], row["preset"], row["version"], row["chance"], row["num_fewshot"]) == (
         "other", "harness", "7", 0.5, 1,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        ([{}], {"doc_to_text": "{{x.y}}"}, "does not fit the task (UndefinedError: 'x' is undefined)"),
+        ([{"c": None}], {}, "does not fit the task (TypeError"),  # a later row is looked at too
+        ([{"a": 5}], {}, "the right choice of question 2 of which_one is 5, none of its 2 choices"),
+        ([{"a": -1}], {}, "the right choice of question 2 of which_one is -1, none of its 2 choices"),
+        (
+            [],
+            {"dataset_kwargs": {"data_files": {"test": "nowhere.jsonl"}}},
+            "its data set cannot be had (Unable to find",
+        ),
+        ([], {"include": "nowhere.yaml"}, "which.yaml: not a task file ("),
+    ],
+)
+def test_a_task_of_one_s_own_that_does_not_fit_is_one_line(
+    places, tmp_path, monkeypatch, capsys, rows, changes, message
+):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    own = write_own_task(tmp_path, [*ROWS_OF_ONE_S_OWN, *({**ROWS_OF_ONE_S_OWN[0], **row} for row in rows)], **changes)
+    argv = ["--task_include", own, "--task_num_fewshot", 0]
+    models = [f"first={places}/first/hf"]
+    made = words(places, tmp_path / "out", models=models, tasks=["which_one"], data=False)[:-2]
+    assert command.main([*made, *map(str, argv)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_weights_that_are_no_numbers_are_found_out(places, tmp_path, capsys):
+    config, _ = hf.read_config(str(places / "first" / "hf"))
+    params = hf.load(str(places / "other"), make_mesh(MeshShape()))
+    broken = jax.tree.map(lambda x: x.at[..., 0].set(float("nan")) if x.ndim > 2 else x, params)
+    export(str(tmp_path / "broken"), broken, config, load_tokenizer(str(places / "other")))
+    for task, what in (("local_sciq", "the log-likelihood of an answer"), ("local_nq_open", "the model's logits")):
+        assert run(places, tmp_path / task, tasks=[task], models=[tmp_path / "broken"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {task}: {what}")
+        assert "not finite" in error
 
 
 # ---- killed

@@ -4,10 +4,13 @@ A task of an evaluation may be several of the harness' (MMLU is one by subject),
 """
 
 import contextlib
+import functools
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qurating_jax.runtime import manifest, storage
@@ -17,6 +20,8 @@ from qurating_jax.scoring.tasks.folder import FolderTask
 from qurating_jax.scoring.tasks.presets import Chosen, task_file, unknown
 
 FEWSHOT_SEED = 1234  # the harness' default; --seed is added to it
+
+_MODEL = "qurating_jax.scoring.tasks.harness_model"  # whose errors are not a task's
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +156,13 @@ def load_tasks(
             found = [_from_hub(one)]
         else:
             if catalogue is None:
-                catalogue = _catalogue(include)
+                catalogue = _catalogue(include, [other.base for other in chosen if other.preset != "paper"])
             found = _from_harness(one, catalogue)
         loaded += [task for task in found if task.name not in {other.name for other in loaded}]
+    for task in loaded:
+        if task.chosen.data == "hub":  # a folder's rows have been looked at
+            with errors_of_rows(task):
+                _check_answers(task)
     if not loaded:
         raise UserError(f"{folder}: none of the tasks has a file here; see docs/evaluation.md for their names")
     for task in loaded:
@@ -214,11 +223,37 @@ def _configured(config: dict[str, Any]) -> Any:
         return ConfigurableTask(config=config)
 
 
-def _catalogue(include: Sequence[str]) -> Any:
+def _catalogue(include: Sequence[str], names: Sequence[str]) -> Any:
+    """The harness' index of tasks; of the user's folders alone where all that is asked is a task there.
+
+    The harness' own thousands of files take seconds to read; what the user's folders have takes precedence anyway.
+    """
     with quiet():
         from lm_eval.tasks import TaskManager
 
-        return TaskManager(include_path=list(include) or None)
+        if not include:
+            return _own_catalogue()
+        _require_readable(include)
+        theirs = TaskManager(include_path=list(include), include_defaults=False)
+        return theirs if set(names) <= set(theirs.all_subtasks) else TaskManager(include_path=list(include))
+
+
+def _require_readable(include: Sequence[str]) -> None:
+    """Raises `UserError` for a YAML file that cannot be read: the harness passes over it without a word."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(path for place in include for path in Path(place).glob("**/*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # of its own, of YAML, of what it includes
+            raise UserError(f"{path}: not a task file ({_reason(error)})") from None
+
+
+@functools.cache
+def _own_catalogue() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _from_harness(chosen: Chosen, catalogue: Any) -> list[LoadedTask]:
@@ -236,6 +271,22 @@ def _from_harness(chosen: Chosen, catalogue: Any) -> list[LoadedTask]:
         _loaded(Chosen(name, name, chosen.preset, "hub", chosen.by_name), {}, {name: part})
         for name, part in parts.items()
     ]
+
+
+def _check_answers(task: LoadedTask) -> None:
+    """Every right choice is one of the choices; the harness counts a question as wrong where it is none."""
+    for name, part in task.parts.items():
+        if part.OUTPUT_TYPE != "multiple_choice":
+            continue
+        for number, doc in part.doc_iterator():
+            choices = part.doc_to_choice(doc)
+            right = part.doc_to_text(doc) if part.multiple_input else part.doc_to_target(doc)
+            for one in right if isinstance(right, (list, tuple)) else [right]:
+                if one not in (range(len(choices)) if isinstance(one, int) else choices):
+                    raise UserError(
+                        f"--tasks {task.name}: the right choice of question {number} of {name} is {one!r}, none of its "
+                        f"{len(choices)} choices; does this split say the answers?"
+                    )
 
 
 def _is_pooled(group: Any) -> bool:
@@ -280,13 +331,40 @@ def _set_examples(task: LoadedTask, part: Any, num_fewshot: int | None, seed: in
 
 @contextlib.contextmanager
 def _errors_of_data(name: str, dataset: str) -> Iterator[None]:
+    from jinja2 import TemplateError
+
     try:
         yield
     except UserError:
         raise
+    except (TemplateError, LookupError, TypeError, AttributeError) as error:
+        raise _unfit(name, error) from None
     except Exception as error:  # the hub's client, the data-set library and the task's own code have errors of any kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"--tasks {name}: {dataset} cannot be had ({reason}); is the hub within reach? "
+            f"--tasks {name}: {dataset} cannot be had ({_reason(error)}); is the hub within reach? "
             "`local` tasks read --task_data without it"
         ) from None
+
+
+@contextlib.contextmanager
+def errors_of_rows(task: LoadedTask) -> Iterator[None]:
+    """What a task's own expressions say of rows that are not what they expect; of a folder, rows were looked at."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
+        where = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if task.chosen.data == "folder" or _MODEL in where:
+            raise
+        raise _unfit(task.name, error) from None
+
+
+def _unfit(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"--tasks {name}: a row of its data does not fit the task ({type(error).__name__}: {_reason(error)})"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any
 
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
-from qurating_jax.scoring.tasks.loading import FEWSHOT_SEED, LoadedTask, quiet
+from qurating_jax.scoring.tasks.loading import FEWSHOT_SEED, LoadedTask, errors_of_rows, quiet
 
 RESULTS = "results.json"
 
@@ -34,14 +34,19 @@ def ask(lm: Any, task: LoadedTask, *, limit: int | None, seed: int) -> list[Samp
         seed: of the draws of examples: every model sees the same prompts.
 
     Raises:
-        UserError: an answer is missing, or a likelihood is not a finite number.
+        UserError: an answer is missing or cannot be given, or a likelihood or logit is not a finite number.
     """
     for part in task.parts.values():
         part.set_fewshot_seed(seed=FEWSHOT_SEED + seed)  # the sampler has moved on while another model was asked
     with quiet(), _no_bars():
         from lm_eval.evaluator import evaluate
 
-        found = evaluate(lm, {"tasks": dict(task.parts), "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0)
+        asked = {"tasks": dict(task.parts), "groups": {}, "group_map": {}}
+        try:
+            with errors_of_rows(task):
+                found = evaluate(lm, asked, limit=limit, bootstrap_iters=0)
+        except UserError as error:
+            raise UserError(f"{task.name}: {error}") from None
     samples = [{"part": name, **sample} for name in task.parts for sample in found["samples"].get(name, [])]
     check_complete(task, samples, limit)
     return samples
