@@ -23,6 +23,8 @@ from qurating_jax.parallel.rules import constrain
 _CACHE_AXES = ("layers", "batch", "length", "kv_heads", "head_dim")
 _MASKED = float(jnp.finfo(jnp.float32).min)
 
+NOT_FINITE = -2  # in place of a token whose logits are no finite numbers
+
 Cache = tuple[Array, Array]  # keys and values, [L, B, S, K, H] each
 
 
@@ -40,7 +42,7 @@ def prefill(
         compute: dtype and attention settings.
 
     Returns:
-        int32 [B], the likeliest token behind each prompt, and the cache with T + `num_new` places.
+        int32 [B], the likeliest token behind each prompt (or `NOT_FINITE`), and the cache with T + `num_new` places.
     """
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
     x_BTD, (keys, values) = _run(
@@ -82,7 +84,7 @@ def decode(
         compute: dtype settings.
 
     Returns:
-        int32 [B, `num_steps`] (-1 where all rows were done), and the cache.
+        int32 [B, `num_steps`] (-1 where all rows were done, `NOT_FINITE` as of `prefill`), and the cache.
     """
     places_S = jnp.arange(cache[0].shape[2], dtype=jnp.int32)
     State = tuple[Array, Array, Array, Array, Cache]
@@ -202,7 +204,9 @@ def _run(
 def _likeliest(params: Params, config: DecoderConfig, x_B1D: Array) -> Array:
     kernel_DV = heads.lm_kernel(params, config).astype(x_B1D.dtype)
     logits_BV = jnp.einsum("BD,DV->BV", x_B1D[:, 0], kernel_DV, preferred_element_type=jnp.float32)
-    return jnp.argmax(constrain(logits_BV, ("batch", "vocab")), axis=-1).astype(jnp.int32)
+    logits_BV = constrain(logits_BV, ("batch", "vocab"))
+    is_number_B = jnp.isfinite(jnp.max(logits_BV, axis=-1))
+    return jnp.where(is_number_B, jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), NOT_FINITE)
 
 
 def _written(array_LBSKH: Array, new_LB1KH: Array, place: Array) -> Array:

@@ -14,6 +14,7 @@ from qurating_jax.models.config import ComputeConfig, DecoderConfig
 from qurating_jax.models.llama import Params
 from qurating_jax.parallel import distributed
 from qurating_jax.parallel.rules import batch_sharding, num_batch_shards
+from qurating_jax.runtime.errors import UserError
 
 # The host looks for stop strings so often; a row that has met one goes on until then.
 _STEPS_AT_A_TIME = 16
@@ -87,6 +88,9 @@ class Generator:
         Args:
             prompts: in any order.
             on_done: called with the number of prompts of every finished batch.
+
+        Raises:
+            UserError: a token's logits are not finite.
         """
         results: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda number: (_places(prompts[number]), number), reverse=True)
@@ -143,6 +147,10 @@ class Generator:
         limit = min(stop, prompt.max_new)
         ended = stop < len(made) or limit < len(made) or made[limit - 1] == self._eos_id or limit == prompt.max_new
         del made[limit:]
+        if decoding.NOT_FINITE in made:
+            raise UserError(
+                "the model's logits are not finite: its weights, or what they compute, hold NaN or infinity"
+            )
         end = prompt.find_end(made)
         if end is not None:
             del made[end:]
