@@ -1,6 +1,8 @@
 """Requests of the harness, and the two models that answer them."""
 
+import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -63,3 +65,11 @@ def make_lm(directory, tokenizer=None, **changes):
     make = jax.jit(lambda key: jax.tree.map(lambda x: x * 8.0 if x.ndim > 2 else x, llama.init(config, key)))
     export(str(directory / "hf"), make(jax.random.key(1)), config, found, labels=())
     return directory / "hf"
+
+
+def llama_tokenizer(directory):
+    """A tokenizer.json as Llama's come: it begins a text with BOS, beside a file that names its special tokens."""
+    shutil.copy(REAL_DATA / "tokenizers" / "llama-test-tokenizer.json", directory / "tokenizer.json")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(names))
+    return directory

@@ -1,7 +1,5 @@
 """The numbers of the harness's own `hf` model on the same exported checkpoint, for tokenizers and architectures."""
 
-import json
-import shutil
 import warnings
 
 import harness_runs as runs
@@ -23,14 +21,6 @@ CASES = {
 }
 
 
-def named(tokenizer, directory):
-    """A tokenizer.json as Llama's come: beside a file that names its special tokens."""
-    shutil.copy(tokenizer, directory / "tokenizer.json")
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(names))
-    return directory
-
-
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
     tokenizer, changes = CASES[request.param]
@@ -43,7 +33,7 @@ def pair(request, tmp_path_factory):
 
         path = None if tokenizer is None else runs.REAL_DATA / "tokenizers" / tokenizer
         if request.param == "bos":
-            path = named(path, tmp_path_factory.mktemp("tokenizer"))
+            path = runs.llama_tokenizer(tmp_path_factory.mktemp("tokenizer"))
         directory = runs.make_lm(tmp_path_factory.mktemp(request.param), path, **changes)
         # `AutoTokenizer` rebuilds the pipeline of whatever stands beside a Qwen2 model (see data/tokenizer.py).
         given = {"tokenizer": PreTrainedTokenizerFast.from_pretrained(directory)} if request.param == "qwen2" else {}
