@@ -39,7 +39,7 @@ def label_column(labels: Sequence[str], width: float) -> float:
     """Width of the column of labels left of a plot; 0 on narrow drawings, where they stand above their bars."""
     if width < HALF:
         return 0.0
-    return min(max((svg.text_width(svg.fit(text, 0.34 * width)) for text in labels), default=0.0), 0.34 * width) + 12
+    return min(max((svg.text_width(svg.fit(text, 0.39 * width)) for text in labels), default=0.0), 0.39 * width) + 12
 
 
 def draw_bars(figure: Bars, width: float, slots: Slots) -> tuple[list[str], float]:
