@@ -13,6 +13,8 @@ from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.runtime.turns import Compiling
 from qurating_jax.scoring.tasks import harness_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):

@@ -5,6 +5,7 @@ import pytest
 import task_folders
 from lm_eval.tasks.hellaswag.utils import preprocess
 
+from qurating_jax.scoring.tasks import items, running
 from qurating_jax.scoring.tasks.folder import find_task_files
 from qurating_jax.scoring.tasks.loading import load_tasks, quiet
 from qurating_jax.scoring.tasks.presets import PAPER, choose
@@ -183,6 +184,67 @@ def test_mmlu_of_the_hub_is_one_task_of_all_subjects(hub):
     assert task.num_items(None) == 57 * 3
     context = requests_of(task.parts["paper_mmlu_us_foreign_policy"], limit=1)[0][0]
     assert context.startswith("The following are multiple choice questions (with answers) about us foreign policy.\n\n")
+
+
+MODERN_UNTIL = {"until": ["\n", ".", ","], "do_sample": False, "temperature": 0.0}
+# What harness 0.4.13 asks of the first question without examples: context, continuations, the right one.
+MODERN = {
+    "arc_easy": ("Question: Which one shines?\nAnswer:", [" the sun", " a stone"], 0),
+    "arc_challenge": ("Question: What falls?\nAnswer:", [" an apple", " smoke", " 7"], 0),
+    "sciq": (
+        "The cat sat on a mat.\nQuestion: Who sat?\nAnswer:", [" a dog", " a cow", " a hen", " the cat"], 3,
+    ),
+    "logiqa": (
+        "Passage: All cats sit.\nQuestion: What follows?\nChoices:\nA. Tom sits.\nB. Tom runs.\n"
+        "C. Dogs sit.\nD. None.\nAnswer:",
+        [" Tom sits.", " Tom runs.", " Dogs sit.", " None."], 0,
+    ),
+    "boolq": ("The sun rises in the east.\nQuestion: does the sun rise?\nAnswer:", [" no", " yes"], 1),
+    "hellaswag": (
+        "Cooking: A man cuts an onion. Slowly. He", [" cries now.", " flies.", " is red. No.", " sits"], 0,
+    ),
+    "piqa": ("Question: dry a shirt\nAnswer:", [" Wet it.", " Hang it up."], 1),
+    "nq_open": ("Answer these questions:\n\nQ: who sat on the mat?\nA:", [MODERN_UNTIL], "['The Cat', 'cat']"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", list(MODERN))
+def test_modern_tasks_ask_rows_of_the_hub_as_the_installed_harness_says(hub, base):
+    (task,) = load([base])
+    part = task.parts[base]
+    context, continuations, gold = MODERN[base]
+    asked = requests_of(part, limit=1)
+    assert [args[0] for args in asked] == [context] * len(continuations)
+    assert [args[1] for args in asked] == continuations
+    assert str(part.doc_to_target(part.instances[0].doc)) == str(gold)
+    assert (task.name, task.num_fewshot, task.chosen.preset) == (base, 0, "modern")
+
+
+def test_modern_winogrande_and_mmlu(hub):
+    winogrande, mmlu = load(["winogrande", "mmlu"])
+    assert requests_of(winogrande.parts["winogrande"]) == [
+        ("Ann thanked Eve because Ann", " had helped her."), ("Ann thanked Eve because Eve", " had helped her."),
+    ]  # fmt: skip
+    assert len(mmlu.parts) == 57
+    assert requests_of(mmlu.parts["mmlu_anatomy"], limit=1) == [
+        ("The following are multiple choice questions (with answers) about anatomy.\n\n"
+         "How many noses?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:", f" {letter}") for letter in "ABCD"
+    ]  # fmt: skip
+
+
+def test_a_modern_task_takes_examples_where_they_are_wanted(hub):
+    (task,) = load(["arc_easy"], num_fewshot=1)
+    assert requests_of(task.parts["arc_easy"], limit=1)[0] == (
+        "Question: What is wet?\nAnswer: rain\n\nQuestion: Which one shines?\nAnswer:", " the sun",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("base", PAPER)
+def test_modern_tasks_are_answered_to_the_end(hub, base):
+    (task,) = load([base])
+    found = items.items_of(task, running.ask(task_folders.Fake(), task, limit=1, seed=0))
+    assert len(found.ids) == len(task.parts)
+    assert task.metric in found.metrics
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
