@@ -70,6 +70,15 @@ def test_a_context_is_read_once_and_a_common_beginning_too():
     assert sum(map(len, alone)) == 131
 
 
+def test_contexts_that_are_cut_alike_are_read_once():
+    """Of 21 tokens that are shown, continuations of two leave 19 to the context, those of three 18."""
+    context = list(range(100))
+    trees = check([(context, tail) for tail in ([1, 2], [3, 4], [5, 6], [7, 8, 9], [7, 8, 1])], 20, 2)
+    stems = sorted(int((tree.nodes == 0).sum()) for tree in trees)
+    assert stems == [19, 20]  # the two of three tokens have their first two in common
+    assert sum(map(len, trees)) == 19 + 3 + 20
+
+
 def test_one_token_continuations_share_their_context_alone():
     (tree,) = grow([([5, 6, 7], [token]) for token in range(10)], max_tokens=9)
     assert tree.tokens.tolist() == [5, 6, 7]
