@@ -17,7 +17,7 @@ _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # "not printable" t
 _LINE_ENDS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _NOTHING = "\N{SOFT HYPHEN}\N{ZERO WIDTH NO-BREAK SPACE}"  # that may be left out without a trace
 _TEXTS = ("text", "first_text", "second_text")  # fields of blocks that keep their line breaks
-_LONG = ("note", "lead", "sample_note")
+_LONG = ("note", "lead", "sample_note", "cells")  # the last of verdicts: their reasons are sentences
 
 
 def clean(text: str, characters: int) -> str:
@@ -45,7 +45,7 @@ def _cleaned(value: Any, field: str) -> Any:
             return clean_text(value)
         return clean(value, NOTE_CHARACTERS if field in _LONG else CELL_CHARACTERS)
     if isinstance(value, tuple):
-        return tuple(_cleaned(part, "") for part in value) if _has_text(value) else value
+        return tuple(_cleaned(part, field if field in _LONG else "") for part in value) if _has_text(value) else value
     if isinstance(value, Mapping):
         return _cleaned_names(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -13,7 +13,7 @@ import pytest
 import sample_report
 
 from qurating_jax.reporting import explorers, html, plain, text
-from qurating_jax.reporting.blocks import DocumentsExplorer, Note, Page, Report, Table
+from qurating_jax.reporting.blocks import DocumentsExplorer, Note, Page, Report, Table, Verdicts
 from qurating_jax.reporting.cleaning import clean
 from qurating_jax.runtime.errors import UserError
 
@@ -224,6 +224,13 @@ def test_the_summary_is_safe_for_a_terminal():
     long = Report("t", "", (Page("a", "A", "", (Table("x", ("a",), (("y" * 1_000_000,),), brief=True), Note("z"))),))
     assert max(map(len, text.summary(long).splitlines())) <= plain.WIDTH
     assert clean("y" * 1_000_000, text.CELL_CHARACTERS).endswith("…")
+
+
+def test_the_reason_of_a_verdict_is_read_to_its_end():
+    because = " ".join(f"reason{number}" for number in range(120))
+    block = Verdicts("Audit", ("Is it length?",), ("style",), ((("fails", "0.9", because),),))
+    page = html.render(Report("t", "", (Page("audit", "A", "", (block,)),)), with_texts=True, max_bytes=LARGE)
+    assert "reason119" in page
 
 
 # --- contrast, from the style sheet ---------------------------------------------------------------------------------
