@@ -359,3 +359,31 @@ def test_hub(small, tmp_path):
         assert cached == found
         assert "HF_HUB_OFFLINE is set" in missing
         assert len(asked) == num_asked
+
+
+@pytest.mark.torch
+def test_what_auto_tokenizer_does_beside_a_qwen2_model_is_known(real_data, tmp_path, caplog):
+    """It rebuilds whatever stands there: right for a tokenizer that splits as Qwen2's, else said on export."""
+    import jax
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    from qurating_jax.models import llama
+    from qurating_jax.models.config import DecoderConfig
+    from qurating_jax.training.fit import export
+
+    gpt2 = real_data / "tokenizers" / "gpt2"
+    Qwen2Tokenizer.from_pretrained(str(gpt2)).save_pretrained(str(tmp_path / "qwen2"))
+    config = DecoderConfig(vocab_size=50304, embed_dim=16, num_layers=1, family="qwen2", qkv_bias=True)
+    params = jax.jit(lambda key: llama.init(config, key))(jax.random.key(0))
+    for name, source, rebuilt in (("one", tmp_path / "qwen2", True), ("other", gpt2, False)):
+        ours = load_tokenizer(str(source))
+        assert ours.is_qwen2 == rebuilt
+        caplog.clear()
+        export(str(tmp_path / name), params, config, ours)
+        assert ("PreTrainedTokenizerFast.from_pretrained" in caplog.text) != rebuilt
+        texts = [*NASTY, "in 1815", "e\u0301"]
+        want = [ids.tolist() for ids in ours.encode(texts)]
+        auto = AutoTokenizer.from_pretrained(str(tmp_path / name))
+        assert ([auto(text, add_special_tokens=False)["input_ids"] for text in texts] == want) == rebuilt
+        plain = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / name))
+        assert [plain(text, add_special_tokens=False)["input_ids"] for text in texts] == want
