@@ -38,6 +38,10 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 _KEPT_SETTINGS = ("model_max_length", "chat_template", "clean_up_tokenization_spaces")
 # Where no settings say it, in this order: GPT-2 and NeoX, Llama 1 and 2, Llama 3, Gemma, Qwen.
 _USUAL_EOS_TOKENS = (EOS_TOKEN, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+# What `Qwen2Tokenizer` of transformers 5 puts around the vocabulary and merges that it finds, whatever stands there.
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -77,6 +81,25 @@ class TextTokenizer:
     def backend(self) -> "Tokenizer":
         """The `tokenizers.Tokenizer` itself, for what needs character offsets."""
         return self._tokenizer
+
+    @property
+    def is_qwen2(self) -> bool:
+        """Whether it splits texts as Qwen2's does.
+
+        Beside a model of that type `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any tokenizer.json, whatever
+        class `save` names (transformers 5, MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
+        """
+        content = json.loads(self._tokenizer.to_str())
+        before = content["pre_tokenizer"] or {}
+        steps = before.get("pretokenizers", [])
+        return (
+            content["model"].get("type") == "BPE"
+            and content["normalizer"] == {"type": "NFC"}
+            and [step["type"] for step in steps] == ["Split", "ByteLevel"]
+            and steps[0]["pattern"] == {"Regex": _QWEN2_WORDS}
+            and not steps[1]["use_regex"]
+            and not steps[1]["add_prefix_space"]
+        )
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text: int32 arrays `[num_tokens]`, no special tokens added; an empty text has none.

@@ -1,6 +1,7 @@
 """From parameters, a loss and batches to trained parameters: what rater and language model have in common."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from qurating_jax.training.options import LoopConfig, OptimConfig
 from qurating_jax.training.state import Trainable, abstract_state, create_state
 from qurating_jax.training.step import LossFn, make_step
 from qurating_jax.training.validation import Validation
+
+log = logging.getLogger(__name__)
 
 
 def fit(
@@ -106,4 +109,10 @@ def export(
         special_tokens = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
     if tokenizer is not None and distributed.is_primary():
         tokenizer.save(directory)
+        if model.family == "qwen2" and not tokenizer.is_qwen2:
+            log.warning(
+                "%s: transformers.AutoTokenizer splits texts as Qwen2 does beside a model of that family, and this "
+                "tokenizer does not; load it there with PreTrainedTokenizerFast.from_pretrained",
+                directory,
+            )
     hf.save(directory, params, model, labels=labels, dtype=dtype, special_tokens=special_tokens)
