@@ -118,8 +118,10 @@ def require_checkpoint_store(config: StageConfig) -> None:
         raise UsageError(f"--output {config.output}: checkpoints go to {where}")
 
 
-def require(config: Any, *names: str) -> None:
-    """Raises `UsageError` for the first named option that is empty."""
+def require(config: Any, *names: str | tuple[str, ...]) -> None:
+    """Raises `UsageError` for the first named option that is empty; of a tuple of names one is enough."""
     for name in names:
-        if getattr(config, name) in ("", (), None):
-            raise UsageError(f"--{name} is required (on the command line or in the config file)")
+        either = (name,) if isinstance(name, str) else name
+        if all(getattr(config, option) in ("", (), None) for option in either):
+            wanted = " or ".join(f"--{option}" for option in either)
+            raise UsageError(f"{wanted} is required (on the command line or in the config file)")

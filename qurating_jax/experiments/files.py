@@ -148,7 +148,9 @@ def _find(file: str) -> str:
     if os.path.isfile(named):
         return named
     known = [name[: -len(".yaml")] for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
-    raise UsageError(f"{file}: no such experiment file{_hint(os.path.basename(file).removesuffix('.yaml'), known)}")
+    where = "" if known else f" here, and nothing in {folder}: give a path, or start in the checkout"
+    hint = _hint(os.path.basename(file).removesuffix(".yaml"), known)
+    raise UsageError(f"{file}: no such experiment file{where}{hint}")
 
 
 def _scales(base: str) -> str:

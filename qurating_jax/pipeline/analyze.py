@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.data import documents
 
     config = _found(config)
-    require(config, "input")
+    require(config, ("input", "run"))
     files = documents.find_files(config.input)
     side_files = documents.find_files(config.scores) if config.scores else []
     plan = _plan(config, files, side_files)

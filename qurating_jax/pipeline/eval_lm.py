@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.scoring import lm_evaluation
     from qurating_jax.scoring.lm_sources import find_language_models
 
-    require(config, "model", *([] if config.tasks else ["input"]))
+    require(config, "model", ("input", "tasks"))
     files = documents.find_files(config.input) if config.input else []
     sources = find_language_models(
         config.model, revision=config.revision, tokenizer=config.tokenizer, context_tokens=config.context_tokens

@@ -49,6 +49,8 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.runtime import manifest, storage
 
     require(config, "run", *([] if config.dry_run else ["output"]))
+    if not storage.is_dir(config.run):
+        raise UserError(f"{config.run}: no such directory (--run)")
     artifacts, unfinished = find_artifacts(config.run)
     if not artifacts:
         raise UserError(f"{config.run}: holds no finished stage output; run the stages first")

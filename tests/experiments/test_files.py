@@ -132,6 +132,9 @@ def test_a_name_finds_the_experiments_of_the_working_directory(folder, monkeypat
     assert load_experiment("uniform", scale="", given=(), config_of=step_config).name == "uniform"
     with pytest.raises(UsageError, match=r"^unifrm: no such experiment file \(did you mean `uniform`\?\)$"):
         load_experiment("unifrm", scale="", given=(), config_of=step_config)
+    (experiments / "uniform.yaml").unlink()
+    with pytest.raises(UsageError, match=r"^uniform: no such experiment file here, and nothing in configs/experiments"):
+        load_experiment("uniform", scale="", given=(), config_of=step_config)
 
 
 @pytest.mark.parametrize(

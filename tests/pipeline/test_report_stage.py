@@ -250,6 +250,8 @@ def test_one_output_alone(tmp_path, capsys):
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match="no finished stage output"):
         report.main(report.Config(run=str(tmp_path), output=str(tmp_path / "report")))
+    with pytest.raises(UserError, match=r"none: no such directory \(--run\)"):
+        report.main(report.Config(run=str(tmp_path / "none"), output=str(tmp_path / "report")))
     with pytest.raises(UserError, match="--run is required"):
         report.main(report.Config(output=str(tmp_path / "report")))
 

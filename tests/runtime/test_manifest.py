@@ -159,6 +159,9 @@ def test_an_output_is_required():
         pass
     with pytest.raises(UsageError, match="--criteria is required"):
         require(Config(criteria=()), "seed", "criteria")
+    with pytest.raises(UsageError, match=r"^--output or --criteria is required \("):
+        require(Config(criteria=()), ("output", "criteria"))
+    require(Config(criteria=()), ("criteria", "seed"))
 
 
 def test_reading_other_stages_unfinished_and_foreign_directories(tmp_path):
