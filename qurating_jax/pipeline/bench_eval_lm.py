@@ -14,7 +14,7 @@ from typing import Any, Literal
 from qurating_jax.config import option
 from qurating_jax.models.config import PRESETS, ArchitectureOverrides, AttentionChoice
 from qurating_jax.parallel.options import MeshShape
-from qurating_jax.runtime.errors import UserError
+from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.stage import InspectConfig, require
 
 
@@ -40,8 +40,6 @@ class Config(InspectConfig):
     mesh: MeshShape = MeshShape()
 
     def __post_init__(self) -> None:
-        if self.model in PRESETS and self.tokenizer is None:
-            raise ValueError(f"random weights ({self.model}) need --tokenizer")
         if self.model not in PRESETS and self.architecture.any():
             raise ValueError("architecture.* changes a preset; a model that is loaded keeps its own architecture")
         for name in ("context_tokens", "rounds", "against_batch", "limit", "batch_tokens"):
@@ -56,6 +54,8 @@ def main(config: Config) -> dict[str, Any]:
     from qurating_jax.scoring.tasks import loading, presets
 
     require(config, "tasks")
+    if config.model in PRESETS and config.tokenizer is None:
+        raise UsageError(f"random weights ({config.model}) need --tokenizer")
     loading.require_harness()
     tasks = loading.load_tasks(
         presets.choose(config.tasks),

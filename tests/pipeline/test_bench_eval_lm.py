@@ -8,6 +8,7 @@ import tiny_hf as tiny
 from qurating_jax import config as configs
 from qurating_jax.__main__ import main as command
 from qurating_jax.pipeline import bench_eval_lm as bench
+from qurating_jax.runtime.errors import UsageError
 from qurating_jax.scoring.benching.tasks import agreement, hf_obstacle
 
 RECIPES = Path(__file__).parents[2] / "configs" / "bench_eval_lm"
@@ -60,7 +61,7 @@ def test_agreement_of_answers():
     assert found["greedy_same"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["debug", "laptop"])
+@pytest.mark.parametrize("name", ["quick", "laptop"])
 def test_recipes(name):
     arguments = ["--config", str(RECIPES / f"{name}.yaml"), "--tokenizer", "somewhere"]
     assert configs.parse(bench.Config, arguments, prog="bench").model == "debug"
@@ -69,7 +70,6 @@ def test_recipes(name):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "random weights \\(debug\\) need --tokenizer"),
         ({"tokenizer": "t", "rounds": 0}, "rounds is 0"),
         ({"model": "somewhere", "architecture": bench.ArchitectureOverrides(num_layers=2)}, "changes a preset"),
     ],
@@ -77,3 +77,8 @@ def test_recipes(name):
 def test_settings_that_make_no_sense(given, message):
     with pytest.raises(ValueError, match=message):
         bench.Config(**given)
+
+
+def test_random_weights_without_a_tokenizer():
+    with pytest.raises(UsageError, match=r"random weights \(debug\) need --tokenizer"):
+        bench.main(bench.Config())
