@@ -16,7 +16,7 @@ from qurating_jax.stage import StageConfig
 EXTRAS = {
     "judge": "openai",
     "eval": "lm_eval",
-    "report": "matplotlib",
+    "tracking": "tensorboardX",
     "datasets": "datasets",
     "ray": "ray",
     "gcs": "gcsfs",
