@@ -142,7 +142,7 @@ def _say(config: Config, sources: "list[LmSource]", files: list[str], asking: "A
         counts |= asking.counts()
         on.append(f"{counts['tasks']} task(s) of {counts['task_items']:,} items, {counts['task_requests']:,} requests")
         print("\n".join(asking.described()))
-    print(f"would evaluate {names} on {' and '.join(on)} into {config.output}")
+    print(f"would evaluate {names} on {' and '.join(on)}{f' into {config.output}' if config.output else ''}")
     return counts
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from qurating_jax.reporting.blocks import DocumentsExplorer, Numbers, PairsExplorer, ShownDocument, ShownPair
 
 Explorer = DocumentsExplorer | PairsExplorer
-TEXT_CHARACTERS = (20_000, 10_000, 5_000, 2_000, 1_000, 600, 300)  # of a text, where whole ones are too many
+TEXT_CHARACTERS = (20_000, 10_000, 5_000, 3_000, 2_000, 1_000, 600, 300)  # of a text, where whole ones are too many
 _IN_MARKUP = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
@@ -128,6 +128,13 @@ def _cut(text: str, shown: Shown) -> str:
 
 def _is_cut(text: str, shown: Shown) -> bool:
     return shown.characters is not None and len(text) > shown.characters
+
+
+def is_any_cut(explorer: Explorer, shown: Shown) -> bool:
+    """True where a text of the explorer is cut to make room."""
+    rows = rows_of(explorer)[: shown.rows(explorer)]
+    texts = ((row.text,) if isinstance(row, ShownDocument) else (row.first_text, row.second_text) for row in rows)
+    return any(_is_cut(text, shown) for of in texts for text in of)
 
 
 def fit(explorers: Sequence[Explorer], budget: int, *, with_texts: bool) -> tuple[Shown, list[str]]:

@@ -60,7 +60,8 @@ def render(report: Report, *, with_texts: bool, max_bytes: int) -> str:
     fixed = len(_page(report, Shown(), empty, with_texts).encode()) + _RESERVED * len(found)
     if fixed > max_bytes:
         raise UserError(
-            f"the report needs {fixed:,} bytes without any document or pair and may have {max_bytes:,}; allow more"
+            f"the report needs {fixed:,} bytes without any document or pair and may have {max_bytes:,}; "
+            "allow more (--max_bytes)"
         )
     shown, blocks = explorers.fit(found, max_bytes - fixed, with_texts=with_texts)
     return _page(report, shown, blocks, with_texts)
@@ -175,7 +176,7 @@ def _counts(explorer: Explorer, shown: Shown, with_texts: bool) -> list[str]:
     sentences = [f"{num_shown:,} of {explorer.num_all:,} {name} are shown here."]
     if num_shown < num_given:
         sentences.append(f"The last {num_given - num_shown:,} were left out to keep this file below its size limit.")
-    if shown.characters is not None:
+    if with_texts and explorers.is_any_cut(explorer, shown):
         sentences.append(f"Texts are cut at {shown.characters:,} characters to keep this file below its size limit.")
     if not with_texts:
         sentences.append("This report was made without texts and ids.")

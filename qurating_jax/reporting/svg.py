@@ -4,6 +4,7 @@ Colours are class names (`s0` to `s7` for series, `h-5` to `h5` and `q0` to `q9`
 they look like in light, in dark and on paper.
 """
 
+import itertools
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -139,11 +140,18 @@ def linear_scale(
 
 
 def log_scale(values: Sequence[float], start: float, end: float, *, most: int = 6) -> Scale:
-    """A logarithmic scale over the positive values: ticks at powers of ten, and at 2 and 5 where those are few."""
+    """A logarithmic scale over the positive values: ticks at these where they are few, round and apart from each other.
+
+    Else ticks stand at powers of ten, and at 2 and 5 where those are few.
+    """
     positive = [value for value in values if value > 0]
     low, high = min(positive, default=1.0), max(positive, default=10.0)
     if not high / low > 1 + 1e-9:
         low, high = low / 2, high * 2
+    own = sorted(set(positive))
+    is_round = 3 <= len(own) <= most and all(value == float(f"{value:.2g}") for value in own)
+    if is_round and min(math.log(b / a) for a, b in itertools.pairwise(own)) * 2 * most >= math.log(high / low):
+        return Scale(low, high, start, end, True, tuple(map(float, own)))
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     powers = [10.0**power for power in range(first, last + 1)]
     for factors in ((1, 2, 5), (1, 3), (1,)):

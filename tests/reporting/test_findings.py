@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_runs import artifact, evidence, notes, of_kind, pages, tables
+from report_runs import annotated, artifact, evidence, notes, of_kind, pages, tables
 
 from qurating_jax.pipeline import report
 from qurating_jax.reporting import blocks, values
@@ -136,19 +136,39 @@ def test_the_audit_of_an_offline_judge_says_so(tmp_path):
     verdict = {"criterion": ["x"], "question": ["Is it length in disguise?"], "verdict": ["passes"], "because": ["so"]}
     _analysis(tmp_path, audit_verdicts=verdict)
     answers = [row[1] for row in tables(pages(tmp_path)["summary"])["In short"].rows]
-    assert answers[0] == "No check fails."
+    assert answers[0] == "Every check passes."
     assert "offline" in answers[1]
+
+
+def test_an_audit_without_failures_that_does_not_pass_everywhere(tmp_path):
+    verdicts = ["passes", "caution", "unknown", "caution"]
+    asked = {"criterion": list("abcd"), "question": ["Is it length in disguise?"] * 4, "because": ["so"] * 4}
+    _analysis(tmp_path, audit_verdicts=asked | {"verdict": verdicts})
+    page = pages(tmp_path)["summary"]
+    rest = "2 of 4 call for caution, 1 cannot be decided"
+    assert [row[1] for row in tables(page)["In short"].rows] == [f"No check fails; {rest}."]
+    (facts,) = [of for of in page.blocks if isinstance(of, blocks.Facts)]
+    assert ("checks of the audit that fail", "none", rest) in facts.items
 
 
 def test_what_is_here_is_told_in_words(tmp_path):
     for seed in (0, 1):
         artifact(tmp_path, f"select{seed}", "select", {"num_selected": 1484, "selected_tokens": 1685824, "other": None})
     artifact(tmp_path, "split", "split", {"num_train": 9, "num_heldout": 1})
+    artifact(tmp_path, "texts", "corpus", {"num_train": 8, "num_heldout": 2})
     artifact(tmp_path, "strange", "strange", {"num_x": 1})
     assert tables(pages(tmp_path)["summary"])["What is here"].rows == (
+        ("corpus", 1, "8 documents to choose from, 2 held out"),
         ("split", 1, "9 documents to choose from, 1 held out"),
         ("select", 2, "each about 1,484 documents, 1,685,824 tokens"),
         ("strange", 1, ""),
     )
     counts = {row[0]: row[2] for row in tables(pages(tmp_path)["provenance"])["Stages"].rows}
     assert counts["select0"] == "selected 1,484, selected tokens 1,685,824"  # nothing of None
+
+
+def test_the_command_that_is_missing_reads_what_is_there(tmp_path):
+    place = annotated(tmp_path)
+    for root, option in ((tmp_path, f"--run {tmp_path}"), (place, f"--input {place}")):
+        told = f"No finished output of `qurating analyze {option}`: domains, topics, audit."
+        assert told in notes(pages(root)["summary"], "missing")

@@ -163,6 +163,7 @@ def test_a_cap_cuts_texts_first_then_rows_and_the_page_says_so():
     longest = max(map(len, documents["text"]))
     assert longest in explorers.TEXT_CHARACTERS
     assert f"Texts are cut at {longest:,} characters" in cut
+    assert cut.count("Texts are cut at") == 1  # those of pairs are short enough
     assert documents["length"] == 300
     assert all(documents["isCut"][i] for i, value in enumerate(documents["text"]) if len(value) == longest)
     with pytest.raises(UserError) as caught:

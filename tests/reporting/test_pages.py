@@ -64,7 +64,8 @@ def test_selections_stand_side_by_side(tmp_path):
     assert facts["targets"] == (f"{HOSTILE}: 17",) * 2
     assert not {"members", "inverse", "threshold key"} & set(facts)  # nothing in them
     assert facts["rejected: bad row"] == (4321,) * 2
-    for fact in ("selected_tokens", "kl_from_uniform", "effective_sample_size", "overshoot_tokens"):
+    assert facts["kl from uniform (nats)"] == tuple(explained[name]["kl_from_uniform"] for name in ("cold", "hot"))
+    for fact in ("selected_tokens", "effective_sample_size", "overshoot_tokens"):
         assert facts[fact.replace("_", " ")] == tuple(explained[name][fact] for name in ("cold", "hot"))
     rows = rows_of(found["Ratings before and after selection"])
     assert [row["selection"] for row in rows] == ["cold", "hot"]
@@ -190,6 +191,21 @@ def test_models_evaluated_together_have_differences(tmp_path):
     assert table.rows == (("all domains", 7, 1.25, "1.250, -0.5000 (-0.7500 to -0.2500)"),)
 
 
+def test_an_evaluation_of_several_models_beside_compared_ones_has_its_own_figures(tmp_path):
+    difference = {"bits_per_byte": {"value": -0.5, "low": -0.75, "high": -0.25}}
+    one = {"models": {"m": {"all": LM}}, "baseline": "m", "differences": {}}
+    both = {"models": {"a": {"all": LM}, "b": {"all": LM}}, "baseline": "a", "differences": {"b": {"all": difference}}}
+    for name, document in (("x", one), ("y", one), ("both", both)):
+        artifact(tmp_path, name, "eval-lm", {}, files={"eval.json": document})
+    of = {"seeds": [0], "evaluation": {"all": LM}}
+    experiments = {"x": of, "y": of | {"difference": {"all": difference}}, "both": {"seeds": [0], "evaluation": None}}
+    found = pages(tmp_path, comparison={"baseline": "x", "level": 0.95, "experiments": experiments})
+    assert [row[0] for row in tables(found["summary"])["Experiments"].rows] == ["x", "y"]
+    figures = [block for block in found["models"].blocks if isinstance(block, blocks.Table)]
+    headings = [table.headings[1:] for table in figures if table.title.startswith("Bits per byte of held-out")]
+    assert headings == [("x", "y"), ("both a", "both b")]
+
+
 @pytest.mark.parametrize(
     ("value", "low", "high", "p", "answer"),
     [
@@ -251,6 +267,7 @@ def test_tasks_told_in_words_and_what_is_no_better_than_guessing(tmp_path):
         "Does a model answer more than a on 2 tasks together?",
         "b is worse: -2.0 points (-3.0 to -1.0).",
     ) in tables(found["summary"])["In short"].rows
+    assert ("", "At most 3 questions of each task: a try, not a result.") in tables(found["summary"])["In short"].rows
     told = notes(found["models"], "caution")
     assert "At most 3 questions of each task were asked: a try, not a result." in told
     assert any("On 1 of 2 tasks" in note and "guessing: X." in note for note in told)

@@ -62,6 +62,13 @@ def test_a_logarithmic_scale_puts_equal_ratios_at_equal_distances():
     assert list(scale.ticks) == [1, 10, 100, 1000, 10_000]
 
 
+def test_a_logarithmic_scale_over_few_round_values_has_its_ticks_there():
+    assert svg.log_scale([4, 0.5, 1, 2, 2], 0, 400).ticks == (0.5, 1, 2, 4)
+    assert svg.log_scale([1, 100, 101], 0, 400).ticks != (1, 100, 101)  # no round one
+    assert svg.log_scale([1, 100, 110], 0, 400).ticks != (1, 100, 110)  # labels would touch
+    assert len(svg.log_scale([1, 2, 4, 8, 16, 32, 64], 0, 400).ticks) <= 6
+
+
 @pytest.mark.parametrize(
     ("ticks", "texts"),
     [

@@ -55,6 +55,15 @@ def counted(analysis: Analysis) -> list[tuple[str, int, int]]:
     return sorted(found, key=lambda one: -one[1])
 
 
+def undecided(analysis: Analysis) -> str:
+    """`12 of 36 call for caution, 2 cannot be decided`: what is not a pass and no failure; empty where all pass."""
+    verdicts = [row["verdict"] for row in _rows(analysis)]
+    caution, unknown = verdicts.count("caution"), verdicts.count("unknown")
+    told = [f"{caution} of {len(verdicts)} call for caution"] if caution else []
+    told += [f"{unknown}{'' if caution else f' of {len(verdicts)}'} cannot be decided"] if unknown else []
+    return ", ".join(told)
+
+
 def cautions(evidence: Evidence) -> list[str]:
     """What the verdicts do not show here."""
     found: list[str] = []

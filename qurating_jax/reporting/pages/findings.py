@@ -48,7 +48,9 @@ def _told(of: Difference, word: str) -> str:
 
 def _tasks(evidence: Evidence, notes: Notes) -> Iterator[tuple[str, str]]:
     documents = {of.name: read_json(of, "eval.json", notes) for of in evidence.of("eval-lm")}
-    found = list(tasks.differences(tasks.asked(evidence, documents)))
+    asked = tasks.asked(evidence, documents)
+    found = list(tasks.differences(asked))
+    limits = [of.limit for of in asked if of.limit is not None]
     for baseline in dict.fromkeys(of[0] for of in found):
         answers = []
         for _, model, value, low, high, _ in (of for of in found if of[0] == baseline):
@@ -56,6 +58,8 @@ def _tasks(evidence: Evidence, notes: Notes) -> Iterator[tuple[str, str]]:
             word = "is better" if is_better else "is worse" if is_worse else "cannot be told apart"
             bounds = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
             answers.append(f"{model} {word}: {100 * value:+.1f} points{bounds}.")
+        if limits:
+            answers.append(f"At most {min(limits):,} questions of each task: a try, not a result.")
         count = max(of[-1] for of in found if of[0] == baseline)
         question = f"Does a model answer more than {baseline} on {count} tasks together?"
         yield from zip([question, *[""] * len(answers)], answers, strict=False)
@@ -81,7 +85,10 @@ def _audit(evidence: Evidence) -> Iterator[tuple[str, str]]:
         for what, count, total in told:
             if count:
                 failed.setdefault(f"{count} of {total} criteria", []).append(what)
-        answers = [f"On {where}: {series(what)}." for where, what in failed.items()] or ["No check fails."]
+        rest = audit.undecided(evidence.analysis)
+        answers = [f"On {where}: {series(what)}." for where, what in failed.items()] or [
+            f"No check fails; {rest}." if rest else "Every check passes."
+        ]
         answers += audit.cautions(evidence)
         question = "Is the rating something else in disguise?"
         yield from zip([question, *[""] * len(answers)], answers, strict=False)

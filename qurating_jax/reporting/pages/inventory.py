@@ -44,6 +44,7 @@ def _annotate(counts: Counts) -> str:
 
 
 _SENTENCES: dict[str, Callable[[Counts], str]] = {
+    "corpus": lambda of: _parts(of, ("num_train", "documents to choose from"), ("num_heldout", "held out")),
     "split": lambda of: _parts(of, ("num_train", "documents to choose from"), ("num_heldout", "held out")),
     "train-tokenizer": lambda of: _parts(of, ("vocab_size", "tokens in the vocabulary"),
                                          ("bytes_per_token", "bytes per token")),

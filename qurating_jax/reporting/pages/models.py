@@ -118,16 +118,12 @@ def _one_seed(evidence: Evidence) -> Iterator[Note]:
 
 
 def held_out(evidence: Evidence, documents: Mapping[str, dict[str, Any]]) -> list[HeldOut]:
-    """Experiments over their seeds where they are compared, else the models of each output, the lone ones together."""
+    """Experiments over their seeds where they are compared, else lone models together; outputs of several models."""
     compared = {name: of["evaluation"] for name, of in evidence.experiments if isinstance(of.get("evaluation"), dict)}
-    if compared:
-        return [
-            HeldOut(
-                evidence.baseline,
-                compared,
-                {name: of["difference"] for name, of in evidence.experiments if isinstance(of.get("difference"), dict)},
-            )
-        ]
+    differences = {
+        name: of["difference"] for name, of in evidence.experiments if isinstance(of.get("difference"), dict)
+    }
+    first = [HeldOut(evidence.baseline, compared, differences)] if compared else []
     alone: dict[str, Mapping[str, Any]] = {}
     together = []
     for name, document in documents.items():
@@ -144,7 +140,7 @@ def held_out(evidence: Evidence, documents: Mapping[str, dict[str, Any]]) -> lis
             )
         elif models:
             alone[name] = models[0][1]
-    return ([HeldOut("", alone, {})] if alone else []) + together
+    return first + ([HeldOut("", alone, {})] if alone and not compared else []) + together
 
 
 def _by_domain(found: HeldOut, evidence: Evidence) -> Iterator[Block]:

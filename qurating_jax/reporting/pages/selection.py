@@ -18,6 +18,7 @@ _FACTS = (
     "threshold_rating", "effective_sample_size", "effective_share", "kl_from_uniform", "mean_rating_eligible",
     "mean_rating_selected", "num_missing_domains", "num_rejected",
 )  # fmt: skip
+_UNITS = {"kl_from_uniform": "kl from uniform (nats)"}
 _PLUMBING = (
     "tokenizer",
     "id_field",
@@ -80,7 +81,10 @@ def _facts(found: Documents, notes: Notes) -> Iterator[Table]:
     facts = {label: [_facts_of(document) for document in of] for label, of in found.items()}
     said = (item for of in facts.values() for one in of for item in one.items())
     names = dict.fromkeys(name for name, value in said if value not in (None, "") and value is not False)
-    rows = tuple((words(name), *(spread([one.get(name) for one in of]) for of in facts.values())) for name in names)
+    rows = tuple(
+        (_UNITS.get(name, words(name)), *(spread([one.get(name) for one in of]) for of in facts.values()))
+        for name in names
+    )
     if rows:
         yield Table("Selections", ("fact", *found), rows, brief=bool(notes))
 

@@ -36,7 +36,9 @@ def gaps(evidence: Evidence) -> list[str]:
     used = {folder for run in evidence.runs for folder in run.steps.values()}
     pending = [of for of in evidence.unfinished if not (used and of.name.startswith("steps/") and of.name not in used)]
     if "annotate" in stages and "analyze" not in stages:
-        found.append(f"No finished output of `qurating analyze --run {evidence.directory}`: domains, topics, audit.")
+        is_alone = any(of.path == evidence.directory.rstrip("/") for of in evidence.shown)
+        option = f"--{'input' if is_alone else 'run'} {evidence.directory}"
+        found.append(f"No finished output of `qurating analyze {option}`: domains, topics, audit.")
     return found + [of.why for of in pending]
 
 
@@ -68,7 +70,7 @@ def _facts(evidence: Evidence) -> Iterator[Item]:
         told = f"{sum(of[1] for of in failing)} of {num_checks} checks fail, on {len(failing)} questions; see below"
         yield "the audit fails most on", f"{what}: {count} of {total} criteria", told
     elif audit.counted(evidence.analysis):
-        yield "the audit fails most on", "nothing", ""
+        yield "checks of the audit that fail", "none", audit.undecided(evidence.analysis)
     cost = [value for of in evidence.of("judge run") if (value := number(of.counts.get("cost"))) is not None]
     if cost:
         yield "cost of judging", sum(cost), "at the prices given"
@@ -109,6 +111,8 @@ def _experiments(evidence: Evidence) -> Iterator[Block]:
                 number(at(of, "tasks", "averages", "all", "value")),
             )
         )
+    if not evidence.runs:  # an evaluation of several models has figures of its own, and none here
+        rows = [row for row in rows if any(value is not None for value in row[2:])]
     if rows:
         headings = ("experiment", "seeds", "selected tokens", "bits per byte", f"less {evidence.baseline}", "low",
                     "high", "p (Holm)", "perplexity", "tasks, mean share right")  # fmt: skip

@@ -51,7 +51,7 @@ function documentsExplorer(data) {
       { label: "Document", kind: "wide", cell: (row) => [
         el("button", { type: "button", class: "open" }, el("bdi", {}, title(row))),
         hasTexts && el("span", { class: "excerpt", dir: "auto" }, data.text[row].slice(0, 120).replace(/\s+/g, " ")) || null] },
-      { label: "Domain", minor: true, cell: (row) => el("bdi", {}, domain(row)) },
+      { label: "Domain", minor: true, cell: (row) => el("bdi", {}, breakable(domain(row))) },
       { label: "Topic", minor: true, cell: (row) => el("bdi", { class: "faint" }, topic(row)) },
       { label: "Tokens", kind: "number", minor: true, cell: (row) => shown(data.tokens[row]) },
       ...some.map((k) => ({ label: data.criteria[k], kind: "number", minor: k !== active, cell: (row) => [

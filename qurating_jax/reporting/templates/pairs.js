@@ -44,7 +44,7 @@ function pairsExplorer(data) {
       el("button", { type: "button", class: "open" }, el("bdi", {}, title(row))),
       hasTexts && el("span", { class: "excerpt", dir: "auto" }, data.firstText[row].slice(0, 120).replace(/\s+/g, " ")) || null] },
     { label: "Judge", minor: true, cell: (row) => el("bdi", {}, data.judges[data.judge[row]]) },
-    { label: "Domains", minor: true, cell: (row) => [el("bdi", {}, domain(data.firstDomain[row])), " / ", el("bdi", {}, domain(data.secondDomain[row]))] },
+    { label: "Domains", minor: true, cell: (row) => [el("bdi", {}, breakable(domain(data.firstDomain[row]))), " / ", el("bdi", {}, breakable(domain(data.secondDomain[row])))] },
     { label: "p judge", kind: "number", cell: (row) => chance(average[row]) },
     { label: "p rater", kind: "number", cell: (row) => chance(data.rater[row]) },
     { label: "apart", kind: "number", minor: true, cell: (row) => chance(gap(row)) },

@@ -41,6 +41,11 @@ function svgEl(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
+/** A name whose parts an underscore joins, to be broken behind these. */
+function breakable(name) {
+  return name.split(/(?<=_)/).flatMap((part, k) => (k ? [el("wbr"), part] : [part]));
+}
+
 const counts = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 function shown(value, digits = 3) {
