@@ -91,7 +91,8 @@ def main(config: Config) -> dict[str, Any]:
     plan = _plan(config, files, side_files)
     inputs = _digests(config, files, side_files)
     if config.dry_run:
-        print(f"would analyze {', '.join(plan.criteria)} of the documents of {len(files)} file(s) into {config.output}")
+        where = f" into {config.output}" if config.output else ""
+        print(f"would analyze {', '.join(plan.criteria)} of the documents of {len(files)} file(s){where}")
         return {"files": len(files), "criteria": list(plan.criteria), "selections": list(_named(config.selections))}
     with open_run(config, "analyze", inputs) as run:
         if run.state == "finished":

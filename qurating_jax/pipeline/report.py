@@ -55,6 +55,11 @@ def main(config: Config) -> dict[str, Any]:
     if not artifacts:
         raise UserError(f"{config.run}: holds no finished stage output; run the stages first")
     if config.dry_run:
+        for artifact in artifacts:
+            print(f"{artifact.name}: {artifact.stage}")
+        for broken in unfinished:
+            print(f"{broken.name}: left out, {broken.why.removeprefix(f'{broken.name}: ')}")
+        print(f"would report {len(artifacts)} outputs{f' into {config.output}' if config.output else ''}")
         return {
             "stages": {artifact.name: artifact.stage for artifact in artifacts},
             "unfinished": [of.name for of in unfinished],

@@ -160,6 +160,15 @@ def test_artifacts_and_folders_of_them(tmp_path, capsys):
     assert "train-lm-9" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_entries_within_entries_are_named_and_the_plain_ones_stand_first():
+    about = {"models": {"lm": {"all": {"loss": 1.5}, "step": 7}}, "none": {}, "many": dict.fromkeys("abcdefghij", 1)}
+    assert list(show.lines({"about": about, "tables": []})) == [
+        "models: {lm {step 7, all {...}}}",
+        "none: {}",
+        "many: {a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1, ... 10 in all}",
+    ]
+
+
 def test_parts_of_one_output_are_one_table(tmp_path, capsys):
     for number in range(3):
         pq.write_table(rated(10, number), tmp_path / f"part-0000{number}.parquet")

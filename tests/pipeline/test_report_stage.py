@@ -256,10 +256,16 @@ def test_nothing_to_report(tmp_path):
         report.main(report.Config(output=str(tmp_path / "report")))
 
 
-def test_dry_run_lists_what_is_there(tmp_path):
+def test_dry_run_lists_what_is_there(tmp_path, capsys):
     annotated(tmp_path)
     plan = report.main(report.Config(run=str(tmp_path), dry_run=True))
     assert plan == {"stages": {"annotate": "annotate"}, "unfinished": []}
+    assert capsys.readouterr().out == "annotate: annotate\nwould report 1 outputs\n"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    report.main(report.Config(run=str(tmp_path), output="x", dry_run=True))
+    *_, left_out, told = capsys.readouterr().out.splitlines()
+    assert (left_out, told) == ("broken: left out, run.json cannot be read", "would report 1 outputs into x")
     assert not (tmp_path / "report").exists()
 
 

@@ -16,6 +16,7 @@ _BAR, _ASCII_BAR = ("█", "░"), ("#", ".")
 _BAR_CELLS = 10
 _EXCERPT_CHARACTERS = 300
 _LIST_ENTRIES = 8
+_LEVELS = 2  # of entries within entries that are shown
 
 
 def tables(look: Mapping[str, Any]) -> "Iterator[Table]":
@@ -85,23 +86,24 @@ def _row(row: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]) -> It
         yield terminal.plain(f"  {name:<{width}}  {shown}")
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, levels: int = _LEVELS) -> str:
     if isinstance(value, str):
         text = " ".join(value[: 4 * _EXCERPT_CHARACTERS].split())
         cut = len(text) > _EXCERPT_CHARACTERS or len(value) > 4 * _EXCERPT_CHARACTERS
         return f"{text[:_EXCERPT_CHARACTERS]} ... ({len(value):,} characters)" if cut else text
     if isinstance(value, (list, tuple)):
-        shown = ", ".join(_short(entry) for entry in value[:_LIST_ENTRIES])
+        shown = ", ".join(_short(entry, levels) for entry in value[:_LIST_ENTRIES])
         return f"[{shown}{f', ... {len(value):,} in all' if len(value) > _LIST_ENTRIES else ''}]"
     if isinstance(value, Mapping):
-        return "{" + _pairs(value) + "}"
+        return "{" + (_pairs(value, levels - 1) if levels or not value else "...") + "}"
     return _number(value) if isinstance(value, float) else str(value)
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    """The plain ones of them."""
-    entries = [f"{key} {_short(value)}" for key, value in values.items() if not isinstance(value, (Mapping, list))]
-    return ", ".join(entries[:_LIST_ENTRIES])
+def _pairs(values: Mapping[str, Any], levels: int = 0) -> str:
+    """The first of them, plain ones before those that hold entries of their own."""
+    order = sorted(values.items(), key=lambda item: isinstance(item[1], (Mapping, list)))
+    entries = [f"{key} {_short(value, levels)}" for key, value in order[:_LIST_ENTRIES]]
+    return ", ".join(entries) + (f", ... {len(values):,} in all" if len(values) > _LIST_ENTRIES else "")
 
 
 def _number(value: float | None) -> str:
