@@ -37,7 +37,11 @@ def page(evidence: Evidence, notes: Notes) -> Page:
         blocks.append(missing("No rater was trained here.", "qurating train-rater"))
     if not evidence.of("eval-rater"):
         blocks.append(
-            missing("Reliability, ROC, baselines and accuracy by domain have not been measured.", "qurating eval-rater")
+            missing(
+                "Reliability, ROC, baselines and accuracy by domain have not been measured on further judgments, which the "
+                "rater has not learned from.",
+                "qurating eval-rater",
+            )
         )
     lead = (
         "Of two texts that a judge compared and the rater has not learned from: how often does it prefer the same one?"
