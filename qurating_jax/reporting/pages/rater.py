@@ -38,8 +38,8 @@ def page(evidence: Evidence, notes: Notes) -> Page:
     if not evidence.of("eval-rater"):
         blocks.append(
             missing(
-                "Reliability, ROC, baselines and accuracy by domain have not been measured on further judgments, which the "
-                "rater has not learned from.",
+                "Reliability, ROC, baselines and accuracy by domain have not been measured on judgments that "
+                "the rater has not learned from.",
                 "qurating eval-rater",
             )
         )
