@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -90,7 +91,8 @@ def to_file(directory: str) -> logging.Handler:
     """Copies log lines into this process's file in `directory`; remove the returned handler with `stop`."""
     handler: logging.Handler
     if storage.is_remote(directory):
-        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{socket.gethostname()}-{os.getpid()}.txt"
+        begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")  # one process may begin two runs in a second
+        name = f"{begun}-{socket.gethostname()}-{os.getpid()}.txt"
         handler = _ObjectHandler(storage.join(directory, LOGS, name))
     else:
         path = Path(directory) / LOG

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from qurating_jax.experiments.records import find_runs
+from qurating_jax.experiments.records import find_runs, read_run
 from qurating_jax.models import hf
 from qurating_jax.models.flops import training_flops
 from qurating_jax.runtime import manifest
@@ -253,7 +253,7 @@ def test_the_command_ends_with_the_report_once(done):
     assert manifest.read(str(root / "out" / "analysis"))["stage"] == "analyze"
     text = page.read_text()
     for name in NAMES:
-        assert name in text
+        assert read_run(str(root / "out" / "runs" / name / "seed0.json")).title in text
     before = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*") if path.is_file()}
     assert f"report: {page}" in ask(root, "run", *WORDS, "--output", "out").splitlines()
     after = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*") if path.is_file()}
