@@ -97,7 +97,7 @@ class Generator:
         start = 0
         with jax.set_mesh(self._mesh):
             while start < len(order):
-                size = self._num_rows(*_places(prompts[order[start]]))
+                size = self._num_rows(*_places(prompts[order[start]]), most=len(prompts))
                 members = order[start : start + size]
                 found = self._batch([prompts[number] for number in members], size)
                 for number, tokens in zip(members, found, strict=True):
@@ -107,10 +107,11 @@ class Generator:
                     on_done(len(members))
         return results
 
-    def _num_rows(self, num_new: int, num_tokens: int) -> int:
+    def _num_rows(self, num_new: int, num_tokens: int, most: int) -> int:
+        """Rows of a batch: a power of two on every device, no more than it takes for `most` prompts in all."""
         groups = num_batch_shards(self._mesh)
         rows = min(self._batch_tokens // (num_tokens + num_new) // groups, _MAX_ROWS)
-        return (1 << max(rows, 1).bit_length() - 1) * groups
+        return min(1 << max(rows, 1).bit_length() - 1, 1 << (-(-most // groups) - 1).bit_length()) * groups
 
     def _batch(self, prompts: Sequence[Prompt], num_rows: int) -> list[list[int]]:
         num_new, num_tokens = _places(prompts[0])
