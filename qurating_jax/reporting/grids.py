@@ -13,6 +13,7 @@ _LONG_WORD = 14  # characters that need no place to break
 _SHORT_END = 2  # characters that do not stand alone in a line
 _LONG_CELL = 60
 MANY_COLUMNS = 8  # that are set closer
+MANY_ROWS = 16  # that scroll in a box of their own
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Grid:
     def is_dense(self) -> bool:
         """Whether there are so many columns that they are set closer."""
         return len(self.headings) >= MANY_COLUMNS
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are so many rows that they scroll in a box of their own."""
+        return len(self.rows) >= MANY_ROWS
 
 
 def grid(table: Table) -> Grid:
