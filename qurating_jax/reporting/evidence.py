@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from qurating_jax.reporting.artifacts import Artifact, Notes, Unfinished, read_json, read_table
@@ -101,8 +102,13 @@ class Evidence:
 
     @cached_property
     def titles(self) -> dict[str, str]:
-        """Experiment -> what it is called: its title, with its name where another one is called the same."""
+        """Experiment -> what it is called: its title, with its name where another one is called the same.
+
+        Without records the evaluations that are compared are called by what their folders' names do not share.
+        """
         found = {run.experiment: run.title or run.experiment for run in self.runs}
+        if not self.runs:
+            found = _told_apart([name for name, _ in mappings(at(self.comparison, "experiments"))])
         shared = {title for title in found.values() if list(found.values()).count(title) > 1}
         return {name: f"{title} ({name})" if title in shared else title for name, title in found.items()}
 
@@ -158,6 +164,18 @@ class Evidence:
         """The experiments of the comparison by their titles, the baseline first."""
         found = [(self.called(name), of) for name, of in mappings(at(self.comparison, "experiments"))]
         return sorted(found, key=lambda entry: entry[0] != self.baseline)
+
+
+def _told_apart(names: list[str]) -> dict[str, str]:
+    """Names without the words that all of them begin with: `eval_lm_a`, `eval_lm_b_c` are `a`, `b c`."""
+    words = {name: name.replace("-", "_").split("_") for name in names}
+    shared = 0
+    if len(names) > 1:
+        places = enumerate(zip_longest(*words.values()))
+        shared = next((place for place, found in places if len(set(found)) > 1), len(words[names[0]]))
+    if any(len(of) == shared for of in words.values()):
+        return {name: name for name in names}
+    return {name: " ".join(of[shared:]) if shared else name for name, of in words.items()}
 
 
 _LISTS = ("terms", "selected", "chunk_lengths")

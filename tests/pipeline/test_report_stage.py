@@ -221,7 +221,7 @@ def test_evaluations_side_by_side_are_compared(tmp_path, capsys):
         compared_runs.evaluate(tmp_path / name, bits)
     *_, page, _ = _report(tmp_path, capsys)
     text = "".join(page.text)
-    assert "Bits per byte less eval_uniform" in text
+    assert "Bits per byte less uniform" in text
     assert "One seed each" in text
 
 

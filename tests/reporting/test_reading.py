@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, artifact
 
 from qurating_jax.reporting import artifacts, blocks, cleaning, values
+from qurating_jax.reporting.evidence import Evidence
 from qurating_jax.reporting.pages.curves import curve, mean_curve
 from qurating_jax.runtime import manifest
 
@@ -182,3 +183,20 @@ def test_the_mean_of_curves_is_of_the_points_that_all_have():
     assert mean_curve(curves) == [(1, 3.0)]
     assert mean_curve([[(1, 2.0)], [(2, 2.0)]]) == []
     assert curve([(1, None), (None, 2.0), (2, 3.0)]) == ((1, 2), (None, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [
+        (["eval_lm_uniform", "eval_lm_educational_value"], ["uniform", "educational value"]),
+        (["eval-lm-a", "eval-lm_b"], ["a", "b"]),
+        (["eval_lm", "eval_lm_b"], ["eval_lm", "eval_lm_b"]),  # nothing would be left of the first
+        (["a_b", "a-b"], ["a_b", "a-b"]),
+        (["one_model", "other_model"], ["one_model", "other_model"]),
+        (["eval_lm_uniform"], ["eval_lm_uniform"]),
+        ([], []),
+    ],
+)
+def test_evaluations_without_records_are_called_by_what_tells_them_apart(names, called):
+    found = Evidence("runs", (), comparison={"baseline": "", "experiments": {name: {} for name in names}})
+    assert [found.called(name) for name in names] == called
