@@ -64,6 +64,8 @@ class Config(StageConfig):
             raise ValueError(f"level is {self.level}; it must be between 0 and 1")
         if self.task_num_fewshot is not None and self.task_num_fewshot < 0:
             raise ValueError(f"task_num_fewshot is {self.task_num_fewshot}; it must be at least 0")
+        if self.task_data is None and any(entry.partition("_")[0] == "local" for entry in self.tasks):
+            raise ValueError("--tasks local reads a folder of files; name it with --task_data")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -121,8 +123,6 @@ def _asking(config: Config) -> "Asking | None":
         return None
     from qurating_jax.scoring.tasks.evaluating import prepare
 
-    if config.task_data is None and any(entry.partition("_")[0] == "local" for entry in config.tasks):
-        raise UsageError("--tasks local reads a folder of files; name it with --task_data")
     return prepare(
         config.tasks,
         folder=config.task_data,

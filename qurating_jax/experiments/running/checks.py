@@ -115,6 +115,23 @@ def check_changed(graph: Graph, keys: Iterable[str], states: Mapping[str, State]
         )
 
 
+def check_tasks(graph: Graph, keys: Iterable[str], states: Mapping[str, State]) -> None:
+    """Raises `UserError` where tasks are to be asked here without the harness: else a model would be trained first."""
+    asking = [node for key in keys if states[key].kind != "done" and _asks_tasks(node := graph.nodes[key])]
+    if not asking:
+        return
+    from qurating_jax.scoring.tasks.loading import require_harness
+
+    try:
+        require_harness()
+    except UserError as error:
+        raise UserError(f"{who(asking[0])}: {error}") from None
+
+
+def _asks_tasks(node: Node) -> bool:
+    return node.stage == "eval-lm" and bool(node.config.tasks)
+
+
 def preflight(
     graph: Graph,
     keys: Iterable[str],

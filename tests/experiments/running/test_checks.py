@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 
 import experiment_runs as runs
 import graphs
@@ -196,6 +197,17 @@ def test_what_was_begun_or_cannot_begin_is_not_asked(tmp_path):
     graphs.begin(node_of(graph, "select"))
     graphs.complete(graph, node_of(graph, "tokenizer"))
     preflight(graph)
+
+
+def test_tasks_without_the_harness_are_refused_before_a_model_is_trained(tmp_path, monkeypatch):
+    asking = with_step("eval_lm", model=["$train_lm"], tasks=["paper"]) | {"goal": ["eval_lm"]}
+    graph = graphs.make_graph(tmp_path, "uniform.yaml", uniform=asking)
+    states = {key: look(node, graph, Digests()) for key, node in graph.nodes.items()}
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # importing it fails
+    with pytest.raises(UserError, match=r"^eval_lm of uniform-seed0: .*pip install 'qurating-jax\[eval\]'"):
+        checks.check_tasks(graph, list(graph.nodes), states)
+    trained = [key for key, node in graph.nodes.items() if node.stage != "eval-lm"]
+    checks.check_tasks(graph, trained, states)
 
 
 def test_a_rater_and_a_tokenizer_that_do_not_match(tmp_path):
