@@ -14,7 +14,7 @@ class RunOutputs:
     """Directories of finished stages.
 
     Attributes:
-        annotate: outputs of annotate that no other one was made of.
+        annotate: rated outputs of annotate that no other one was made of.
         selections: by name: of `qurating run` the experiment (its least seed), else the directory.
         judgments: outputs of judge run.
         raters: outputs of train-rater.
@@ -53,7 +53,7 @@ def find_outputs(place: str) -> RunOutputs:
                 kept.append(directory)
     if not found.annotate:
         raise UserError(f"{place}: holds no finished output of `qurating annotate`; name rated documents with --input")
-    found.annotate = _last(found.annotate)
+    found.annotate = _last([directory for directory in found.annotate if _has_ratings(directory)] or found.annotate)
     return found
 
 
@@ -63,6 +63,12 @@ def _stage_of(directory: str) -> str:
         return str(manifest.read(directory)["stage"]) if manifest.is_artifact(directory) else ""
     except UserError:
         return ""
+
+
+def _has_ratings(directory: str) -> bool:
+    """False where annotate was given language models alone: log-likelihoods, as perplexity filtering reads them."""
+    config = manifest.read(directory)["config"]
+    return bool(config.get("rater")) or not config.get("language_model")
 
 
 def _last(directories: list[str]) -> list[str]:

@@ -46,6 +46,14 @@ def test_of_ratings_added_one_after_another_the_last_is_taken(tmp_path):
     assert find_outputs(str(tmp_path)).annotate == [second, third]
 
 
+def test_log_likelihoods_alone_are_no_second_rated_corpus(tmp_path):
+    rated = stage(tmp_path / "annotate", "annotate", input=["corpus"], rater=["rater"], language_model=[])
+    stage(tmp_path / "perplexity", "annotate", input=["corpus"], rater=[], language_model=["lm"])
+    assert find_outputs(str(tmp_path)).annotate == [rated]
+    both = stage(tmp_path / "both", "annotate", input=["corpus"], rater=["rater"], language_model=["lm"])
+    assert find_outputs(str(tmp_path)).annotate == [rated, both]
+
+
 def test_records_name_selections_by_their_experiment_with_the_least_seed(tmp_path):
     annotate = stage(tmp_path / "steps" / "annotate-1", "annotate", input=["steps/split-1/train"])
     places = {}
