@@ -8,12 +8,12 @@ import pyarrow as pa
 from qurating_jax.analysis.corpus import Wanted
 from qurating_jax.data import document_columns as columns
 from qurating_jax.data.columnar import ColumnFile
+from qurating_jax.data.document_columns import AVERAGE
 from qurating_jax.data.documents import get_field
 from qurating_jax.data.jsonl import JSONL_CODECS, JsonlFile, parse_or_reject
 from qurating_jax.data.rejects import Rejects
 from qurating_jax.runtime.errors import UserError
 
-AVERAGE = "_average"
 LOG_LIKELIHOOD = "log_likelihood"  # of a language model: nothing to select by here, but a covariate
 _PUBLISHED = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
 _SAMPLE_ROWS = 1000  # of a JSON lines file

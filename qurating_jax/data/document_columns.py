@@ -14,6 +14,7 @@ from qurating_jax.runtime.errors import UserError
 
 _MAX_TOKEN = np.iinfo(np.int32).max
 
+AVERAGE = "_average"  # a criterion's name and this: the column of a document's ratings
 NO_NAME = -1  # the number of a null among `name_codes`
 
 

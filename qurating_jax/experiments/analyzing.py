@@ -17,6 +17,7 @@ from qurating_jax.analysis.judged import JudgedPairs, texts_to_score, with_ratin
 from qurating_jax.analysis.judged_files import read_judged
 from qurating_jax.analysis.sample import Sample
 from qurating_jax.analysis.selection_grid import Made, Sampling
+from qurating_jax.data.document_columns import AVERAGE
 from qurating_jax.data.parts import cut_parts
 from qurating_jax.experiments.run_outputs import ANNOTATE
 from qurating_jax.runtime import manifest, storage
@@ -25,9 +26,8 @@ from qurating_jax.runtime.progress import progress
 from qurating_jax.scoring.rater import Rater
 from qurating_jax.selection.explaining.overlap import read_chosen
 from qurating_jax.selection.keys.source import SelectionSource
+from qurating_jax.selection.options import EXPLANATION
 
-_EXPLANATION = "selection.json"
-_AVERAGE = "_average"
 _WINDOW_TOKENS = 512
 BUDGET_FRACTION = 0.2  # of the tokens, where no selection says another
 
@@ -142,7 +142,7 @@ def read_selections(
             notes.append(f"selection {name}: {missing:,} of its {len(rows):,} documents are not among the rated ones.")
         explanation = _explanation(place)
         settings = explanation.get("settings") or {}
-        rating = [str(column).partition("=")[0].removesuffix(_AVERAGE) for column in settings.get("rating") or []]
+        rating = [str(column).partition("=")[0].removesuffix(AVERAGE) for column in settings.get("rating") or []]
         strategy = str(settings.get("strategy") or "")
         found[name] = Made(
             rows=np.sort(rows[rows >= 0]),
@@ -258,6 +258,6 @@ def _join(corpus: Corpus, beside: Corpus, *, has_tokens: bool) -> Corpus:
 
 def _explanation(place: str) -> Mapping[str, Any]:
     directory = place.rpartition("/")[0] if place.endswith(".parquet") else place
-    path = storage.join(directory, _EXPLANATION)
+    path = storage.join(directory, EXPLANATION)
     document = storage.read_json(path) if storage.exists(path) else {}
     return document if isinstance(document, dict) else {}

@@ -19,7 +19,7 @@ from qurating_jax.config import option
 from qurating_jax.runtime import manifest, storage, terminal
 from qurating_jax.runtime.errors import UsageError, UserError
 from qurating_jax.runtime.manifest import Run
-from qurating_jax.selection.options import SelectOptions
+from qurating_jax.selection.options import EXPLANATION, SelectOptions
 from qurating_jax.stage import StageConfig, open_run, require
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qurating_jax.selection.copying.ranks import Ranking
 
 DECISION = "decision.json"
-EXPLANATION = "selection.json"
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qurating_jax.data.document_columns import AVERAGE
 from qurating_jax.method import gumbel
 from qurating_jax.reporting.artifacts import Artifact, Notes
 from qurating_jax.reporting.blocks import ShownDocument
 from qurating_jax.reporting.cleaning import CELL_CHARACTERS, clean
-from qurating_jax.reporting.values import SUFFIX, number, numbers, text
+from qurating_jax.reporting.values import number, numbers, text
 from qurating_jax.runtime import storage
 
 if TYPE_CHECKING:
@@ -143,19 +144,19 @@ def _read_part(artifact: Artifact, part: str, file: "pq.ParquetFile", read: _Rea
     import pyarrow as pa
 
     criteria = [
-        column.name.removesuffix(SUFFIX)
+        column.name.removesuffix(AVERAGE)
         for column in file.schema_arrow
-        if column.name.endswith(SUFFIX) and pa.types.is_floating(column.type)
+        if column.name.endswith(AVERAGE) and pa.types.is_floating(column.type)
     ]
     root, path = _root(file.schema_arrow.names, str(artifact.config.get("id_field", "id")))
     found = []
     for group in range(file.num_row_groups):
-        columns = [criterion + SUFFIX for criterion in criteria] + ([root] if root else [])
+        columns = [criterion + AVERAGE for criterion in criteria] + ([root] if root else [])
         table = file.read_row_group(group, columns=columns)
         ids = [_inside(value, path) for value in table[root].to_pylist()] if root else [None] * table.num_rows
         names = [str(name) if name is not None else f"{part}:{group}:{row}" for row, name in enumerate(ids)]
         values = {
-            criterion: table[criterion + SUFFIX].cast(pa.float32()).fill_null(float("nan")).to_numpy()
+            criterion: table[criterion + AVERAGE].cast(pa.float32()).fill_null(float("nan")).to_numpy()
             for criterion in criteria
         }
         found.append((group, table.num_rows, gumbel.hash_ids(names), values))

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qurating_jax.data.document_columns import AVERAGE
 from qurating_jax.reporting.blocks import Cell, Numbers
-
-SUFFIX = "_average"  # of rating columns
 
 
 def number(value: Any) -> int | float | None:
@@ -79,7 +78,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def words(name: str) -> str:
     """A name as words: `educational_value_average` is "educational value", `num_pairs` is "pairs"."""
-    return name.removesuffix(SUFFIX).removeprefix("num_").replace("_", " ")
+    return name.removesuffix(AVERAGE).removeprefix("num_").replace("_", " ")
 
 
 def mean(values: Sequence[Any]) -> float | None:

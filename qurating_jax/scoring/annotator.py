@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from qurating_jax.data.document_columns import AVERAGE
 from qurating_jax.data.tokenizer import TextTokenizer
 from qurating_jax.method.windows import first_windows, weighted_means
 from qurating_jax.runtime.errors import UserError
@@ -151,7 +152,7 @@ class Annotator:
         n, known = windows.num_documents, weights > 0
         documents, values = windows.documents[known], scores[known]
         means = weighted_means(values.astype(np.float64)[:, None], weights[known], documents, n)[:, 0]
-        columns[f"{name}_average"] = _nullable(means)
+        columns[name + AVERAGE] = _nullable(means)
         rated, places = first_windows(documents)
         for aggregate in self.layout.aggregates:
             ratings = np.full(n, np.nan)

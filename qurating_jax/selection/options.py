@@ -15,6 +15,8 @@ _SAMPLED = ("sample", "mix")  # by a temperature
 _LEAST_TEMPERATURE = 1e-100  # keys of ratings over far less are infinite, and order nothing
 _CUT = ("threshold", "percentile", "fraction")  # where a rating ends, not where a budget does
 
+EXPLANATION = "selection.json"  # what a selection did, in its output
+
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyOptions:

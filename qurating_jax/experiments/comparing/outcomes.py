@@ -15,6 +15,7 @@ from qurating_jax.experiments.comparing.task_items import TaskResults, read_task
 from qurating_jax.experiments.records import RunRecord
 from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UserError
+from qurating_jax.selection.options import EXPLANATION
 
 EVALUATION, SELECTION, TRAINING = "eval-lm", "select", "train-lm"
 WINDOWS = ("context_tokens", "stride_tokens", "bos")
@@ -169,7 +170,7 @@ def _read_documents(directory: str, tokenizer: str, windows: Mapping[str, Any]) 
 
 
 def _read_selection(directory: str) -> Mapping[str, Any]:
-    path = storage.join(directory, "selection.json")
+    path = storage.join(directory, EXPLANATION)
     found = storage.read_json(path)
     if not isinstance(found, dict) or "num_selected" not in found or "ratings" not in found:
         raise UserError(f"{path}: not written by `qurating {SELECTION}`; run that command again")

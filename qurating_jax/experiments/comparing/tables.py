@@ -7,6 +7,7 @@ is not compared, stand in the JSON alone.
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qurating_jax.data.document_columns import AVERAGE
 from qurating_jax.experiments.comparing import cells, task_tables
 from qurating_jax.runtime.terminal import NOTHING, Name, add_row, table
 from qurating_jax.selection.explaining.show import figure, percent
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _RATING_WIDTH = 14  # characters that such a column takes, room between included
 _WHOLE_COUNT, _LARGE_COUNT = 1000, 1_000_000  # counts from here on have whole means; stand in millions or billions
 _MOST_MISSING = 20  # runs that are told of
-_SUFFIX = "_average"  # of rating columns (and of each of a sum of them); headings do without
 
 
 def tables(result: Mapping[str, Any]) -> "Iterator[Table]":
@@ -177,7 +177,7 @@ def _selections(experiments: Mapping[str, Any]) -> "Table":
 
 def _mean_ratings(experiments: Mapping[str, Any]) -> "Iterator[Table]":
     for shown in cells.chunks(_ratings(experiments), list(experiments), _RATING_WIDTH):
-        headings = [column.replace(_SUFFIX, "").replace("_", "\n") for column in shown]
+        headings = [column.replace(AVERAGE, "").replace("_", "\n") for column in shown]
         made = table("Mean ratings of the selected documents, means over seeds", "experiment", *headings, names=True)
         for name, of in experiments.items():
             ratings = (of["selection"] or {"ratings": {}})["ratings"]

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qurating_jax.data.jsonl import read_lines
+from qurating_jax.data.jsonl import JSONL_CODECS, read_lines
 from qurating_jax.runtime import storage
 from qurating_jax.runtime.errors import UserError
 
 PARQUET = ".parquet"
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+JSON_LINES = tuple(JSONL_CODECS)
 
 _BATCH_ROWS = 1024
 _MOST_BYTES = 256 << 20  # of JSON Lines
