@@ -164,9 +164,10 @@ def _sciq(row: Row) -> dict[str, Any]:
 
 def _logiqa(row: Row) -> dict[str, Any]:
     options, label = _texts(row["options"], "options"), row["label"]
-    if isinstance(label, str) and label.strip().lower() in "abcd":
-        label = "abcd".index(label.strip().lower())
-    letter = "abcd"[_index(label, len(options), "label")]
+    letters = list("abcd")
+    if isinstance(label, str) and label.strip().lower() in letters:
+        label = letters.index(label.strip().lower())
+    letter = letters[_index(label, len(options), "label")]
     return {"context": _text(row, "context"), "question": _text(row, "question"), "options": options, "label": letter}
 
 

@@ -81,6 +81,8 @@ def test_examples_are_never_the_question(tmp_path):
         ("arc_easy_val", {"query": "Question: x\nAnswer:", "choices": ["a"], "gold": 1}, "gold is 1, of 1 choices"),
         ("sciq_val", {"question": "x"}, "row 1 has no field 'support', which sciq needs"),
         ("logiqa_test", {"context": "x", "question": "y", "options": ["a"], "label": "z"}, "row 1 is no question of"),
+        ("logiqa_test", {"context": "x", "question": "y", "options": ["a"], "label": " "}, "row 1 is no question of"),
+        ("logiqa_test", {"context": "x", "question": "y", "options": ["a"], "label": "ab"}, "row 1 is no question of"),
         ("boolq_val", {"question": "x", "answer": "maybe", "passage": "y"}, "row 1 is no question of boolq"),
         ("hellaswag_val", {"query": "x", "choices": "abc", "gold": 0}, "choices is no list of texts"),
         ("piqa_val", {"goal": "x", "sol1": "a", "sol2": None, "label": 0}, "sol2 is no text"),
