@@ -4,6 +4,9 @@ Both models answer the same items, so what is drawn is an item with both of its 
 n items with replacement, the same as multinomial counts of the distinct differences; of right and wrong answers there
 are three of them, so that thousands of resamples cost as much as a few sums. An average over tasks draws the items of
 every task again (a stratified bootstrap) and takes the mean of the tasks' means.
+
+Where both models do the same on every item the bootstrap has nothing to draw, and would be certain of "no difference"
+after two items. There the interval is that of the share of items on which they could differ.
 """
 
 import math
@@ -68,18 +71,22 @@ def difference(differences: ArrayLike, means: Floats, level: float = 0.95) -> Pa
     """The mean difference over items.
 
     Args:
-        differences: float [n].
+        differences: float [n], within -1 and 1 (of shares of right answers).
         means: of `resampled_means`.
         level: of the interval.
 
     Returns:
         The estimate; the standard error is that of a mean of n independent differences, s / sqrt(n) with n - 1 in s.
-        A single item has neither error nor interval.
+        A single item has neither error nor interval. Where no item differs, the interval is the share q of items that
+        could differ and were not met in n, both ways: (1 - q)^n = 1 - level (Clopper and Pearson 1934, of 0 in n).
     """
     d = np.asarray(differences, np.float64)
     value, better = float(d.mean()), float(np.mean(d > 0))
     if d.size < 2:
         return PairedEstimate(value, num_items=d.size, share_better=better)
+    if not d.any():
+        unseen = 1.0 - (1.0 - level) ** (1.0 / d.size)
+        return PairedEstimate(0.0, 0.0, -unseen, unseen, 1.0, d.size, 0.0)
     error = float(d.std(ddof=1)) / math.sqrt(d.size)
     return PairedEstimate(value, error, *_interval(means, level), _p_value(means), d.size, better)
 
@@ -91,6 +98,10 @@ def average(parts: Sequence[PairedEstimate], means: Sequence[Floats], level: flo
         parts: of each task.
         means: of each task, `resampled_means`; the j-th resample of the average has the j-th of every task.
         level: of the interval.
+
+    Returns:
+        The estimate. Where no item of any task differs, the interval is the mean of the tasks' ones, which is wider
+        than needed.
     """
     value = math.fsum(float(part.value or 0.0) for part in parts) / len(parts)
     num_items = sum(part.num_items for part in parts)
@@ -98,6 +109,9 @@ def average(parts: Sequence[PairedEstimate], means: Sequence[Floats], level: flo
     if len(errors) < len(parts):
         return PairedEstimate(value, num_items=num_items)
     error = math.sqrt(math.fsum(one**2 for one in errors)) / len(parts)
+    if error == 0.0:
+        unseen = math.fsum(float(part.high or 0.0) for part in parts) / len(parts)
+        return PairedEstimate(0.0, 0.0, -unseen, unseen, 1.0, num_items)
     drawn = np.mean(np.stack(means), axis=0)
     return PairedEstimate(value, error, *_interval(drawn, level), _p_value(drawn), num_items)
 

@@ -49,8 +49,26 @@ def test_p_value_is_that_of_the_normal_limit():
     ours = paired.difference(d, paired.resampled_means(d, seed=0, stream="a", num_samples=40_000))
     z = d.mean() / (d.std(ddof=1) / np.sqrt(d.size))
     assert ours.p_value == pytest.approx(2 * stats.norm.sf(abs(z)), rel=0.1)
-    equal = paired.difference(np.zeros(9), paired.resampled_means(np.zeros(9), seed=0, stream="a"))
-    assert (equal.value, equal.low, equal.high, equal.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_where_nothing_differs_the_interval_is_what_could_have_been_missed(level):
+    means = paired.resampled_means(np.zeros(90), seed=0, stream="a")
+    equal = paired.difference(np.zeros(90), means, level)
+    # One-sided Clopper and Pearson of 0 in 90.
+    bound = stats.binomtest(0, 90, alternative="less").proportion_ci(level, method="exact").high
+    assert (equal.value, equal.p_value, equal.standard_error, equal.share_better) == (0.0, 1.0, 0.0, 0.0)
+    assert (equal.low, equal.high) == (pytest.approx(-bound), pytest.approx(bound))
+    # Two models that differ on a share of the items just above the bound agree on all 90 less often than 1 - level.
+    assert (1.0 - bound) ** 90 == pytest.approx(1.0 - level)
+    few = paired.difference(np.zeros(2), means, level)
+    both = paired.average([equal, few], [means, means], level)
+    assert both.high == pytest.approx((bound + few.high) / 2.0)
+    assert (both.value, both.low, both.p_value, both.num_items) == (0.0, -both.high, 1.0, 92)
+    # One task on which something differs, and the draws speak again.
+    d = np.array([1.0, -1.0, 1.0, 0.0])
+    mixed = [paired.difference(d, drawn := paired.resampled_means(d, seed=0, stream="b"), level), equal]
+    assert paired.average(mixed, [drawn, means], level).low == pytest.approx(mixed[0].low / 2.0)
 
 
 def test_an_average_draws_every_task_again():
