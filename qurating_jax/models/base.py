@@ -58,11 +58,12 @@ def resolve_base(
         UserError: overrides for a loaded model, a vocabulary smaller than the tokenizer's, fewer positions than the
             sequences have tokens, a rater as the base of a language model.
     """
+    option = "max_tokens" if num_criteria else "sequence_tokens"
     if name in PRESETS:
         padded = -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         preset = dataclasses.replace(PRESETS[name], vocab_size=padded, max_positions=sequence_tokens)
         config = architecture.apply(preset)
-        require_positions(name, config, sequence_tokens)
+        require_positions(name, config, sequence_tokens, option=option)
         return BaseModel(config.with_head(num_criteria), None)
     if architecture.any():
         raise UserError("architecture.* changes a preset; a model that is loaded keeps its own architecture")
@@ -74,14 +75,14 @@ def resolve_base(
         raise UserError(
             f"{name}: vocabulary of {config.vocab_size}, but the tokenizer has {vocab_size} tokens; use its own"
         )
-    require_positions(name, config, sequence_tokens)
+    require_positions(name, config, sequence_tokens, option=option)
     return BaseModel(config.with_head(num_criteria), directory)
 
 
-def require_positions(where: str, config: DecoderConfig, num_tokens: int) -> None:
-    """Refuses texts longer than the model is made for (`UserError`); `where` names the model."""
+def require_positions(where: str, config: DecoderConfig, num_tokens: int, *, option: str) -> None:
+    """Refuses texts longer than the model is made for (`UserError`); `where` names the model, `option` their length."""
     if config.max_positions < num_tokens:
         raise UserError(
-            f"{where}: made for texts of up to {config.max_positions} tokens, not {num_tokens}; give shorter ones "
-            "(max_tokens, window_tokens, sequence_tokens, context_tokens) or another model"
+            f"{where}: made for texts of up to {config.max_positions} tokens, not {num_tokens}; give --{option} "
+            f"{config.max_positions} or less, or another model"
         )

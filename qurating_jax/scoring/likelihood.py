@@ -165,8 +165,8 @@ class LanguageModel:
         return strided_spans(predicted, longest, stride_tokens or longest)
 
 
-def check(directory: str, context_tokens: int | None) -> DecoderConfig:
-    """The architecture of the language model in a directory.
+def check(directory: str, context_tokens: int | None, *, option: str = "context_tokens") -> DecoderConfig:
+    """The architecture of the language model in a directory; `option` is how its user gives the context.
 
     Raises:
         UserError: a rater, or a context longer than the model's.
@@ -174,17 +174,17 @@ def check(directory: str, context_tokens: int | None) -> DecoderConfig:
     config, labels = hf.read_config(directory)
     if labels:
         raise UserError(f"{directory}: a rater, not a language model")
-    require_positions(directory, config, context_tokens or config.max_positions)
+    require_positions(directory, config, context_tokens or config.max_positions, option=option)
     return config
 
 
-def check_tokenizer(directory: str, tokenizer: str | None, context_tokens: int) -> str:
+def check_tokenizer(directory: str, tokenizer: str | None, window_tokens: int) -> str:
     """The identity of a language model's tokenizer; `tokenizer` is where the directory has none.
 
     Raises:
         UserError: as of `check`, or a tokenizer of more tokens than the model knows.
     """
-    config = check(directory, context_tokens)
+    config = check(directory, window_tokens, option="window_tokens")
     found = load_tokenizer(tokenizer or directory)
     require_vocabulary(directory, config, found)
     if tokenizer is not None and has_tokenizer(directory) and load_tokenizer(directory).identity != found.identity:

@@ -152,7 +152,7 @@ def test_words_are_no_tokens(lm_directory):
 
 
 def test_a_context_beyond_the_model_is_refused(lm_directory):
-    with pytest.raises(UserError, match="up to 64 tokens, not 65"):
+    with pytest.raises(UserError, match="up to 64 tokens, not 65; give --context_tokens 64 or less"):
         load(lm_directory, 65)
 
 

@@ -169,7 +169,7 @@ def test_windows_and_tokenizers_beyond_a_model_are_refused(copies, name):
     def find_it(**options):
         return find(*(([copies / name], []) if name == "net" else ([], [copies / name])), **options)
 
-    with pytest.raises(UserError, match="up to 64 tokens, not 65"):
+    with pytest.raises(UserError, match="up to 64 tokens, not 65; give --window_tokens 64 or less"):
         find_it(window_tokens=65)
     change(copies / name / "tokenizer.json", lambda d: d["model"]["vocab"].update(unheard=5000))
     with pytest.raises(UserError, match="its tokenizer has 5001 tokens, the model 384"):

@@ -123,7 +123,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(rater_directory,
 
 
 def test_windows_beyond_what_the_rater_is_made_for_are_refused(rater_directory):
-    with pytest.raises(UserError, match="up to 64 tokens, not 65"):
+    with pytest.raises(UserError, match="up to 64 tokens, not 65; give --window_tokens 64 or less"):
         Rater.load(str(rater_directory), window_tokens=65)
 
 
