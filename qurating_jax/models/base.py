@@ -58,7 +58,7 @@ def resolve_base(
         UserError: overrides for a loaded model, a vocabulary smaller than the tokenizer's, fewer positions than the
             sequences have tokens, a rater as the base of a language model.
     """
-    option = "max_tokens" if num_criteria else "sequence_tokens"
+    option = "--max_tokens" if num_criteria else "qurating tokenize --sequence_tokens"
     if name in PRESETS:
         padded = -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         preset = dataclasses.replace(PRESETS[name], vocab_size=padded, max_positions=sequence_tokens)
@@ -83,6 +83,6 @@ def require_positions(where: str, config: DecoderConfig, num_tokens: int, *, opt
     """Refuses texts longer than the model is made for (`UserError`); `where` names the model, `option` their length."""
     if config.max_positions < num_tokens:
         raise UserError(
-            f"{where}: made for texts of up to {config.max_positions} tokens, not {num_tokens}; give --{option} "
+            f"{where}: made for texts of up to {config.max_positions} tokens, not {num_tokens}; give {option} "
             f"{config.max_positions} or less, or another model"
         )

@@ -165,7 +165,7 @@ class LanguageModel:
         return strided_spans(predicted, longest, stride_tokens or longest)
 
 
-def check(directory: str, context_tokens: int | None, *, option: str = "context_tokens") -> DecoderConfig:
+def check(directory: str, context_tokens: int | None, *, option: str = "--context_tokens") -> DecoderConfig:
     """The architecture of the language model in a directory; `option` is how its user gives the context.
 
     Raises:
@@ -184,7 +184,7 @@ def check_tokenizer(directory: str, tokenizer: str | None, window_tokens: int) -
     Raises:
         UserError: as of `check`, or a tokenizer of more tokens than the model knows.
     """
-    config = check(directory, window_tokens, option="window_tokens")
+    config = check(directory, window_tokens, option="--window_tokens")
     found = load_tokenizer(tokenizer or directory)
     require_vocabulary(directory, config, found)
     if tokenizer is not None and has_tokenizer(directory) and load_tokenizer(directory).identity != found.identity:

@@ -104,7 +104,7 @@ def find_language_models(
         for source in _find(name, path, revision, tokenizer):
             if source.name in found:
                 raise UserError(f"--model: two are called {source.name}; give each as NAME=PATH")
-            require_positions(path, source.config, context_tokens or 0, option="context_tokens")
+            require_positions(path, source.config, context_tokens or 0, option="--context_tokens")
             likelihood.require_vocabulary(path, source.config, source.tokenizer)
             found[source.name] = source
     return list(found.values())

@@ -160,7 +160,7 @@ def check(
     config, labels = hf.read_config(directory)
     if not labels:
         raise UserError(f"{directory}: a language model, not a rater (no ...ForSequenceClassification head)")
-    require_positions(directory, config, window_tokens, option="window_tokens")
+    require_positions(directory, config, window_tokens, option="--window_tokens")
     text_tokenizer = load_tokenizer(tokenizer or directory)
     if text_tokenizer.vocab_size > config.vocab_size:
         raise UserError(
