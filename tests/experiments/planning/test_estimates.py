@@ -362,4 +362,4 @@ def test_values_are_plain_enough_for_json(chain):
 def test_a_model_that_cannot_be_is_told_and_is_no_traceback(tmp_path):
     graph = make_graph(tmp_path, PAPER, given=["train_lm.architecture.max_positions=512"])
     work = work_of(amounts(graph), node_of(graph, "train_lm"), CPU)
-    assert "made for texts of up to 512 tokens, not 1024; give qurating tokenize --sequence_tokens 512 or less" in work.refused
+    assert "up to 512 tokens, not 1024; give qurating tokenize --sequence_tokens 512 or less" in work.refused
