@@ -112,8 +112,9 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
     if a.size < 2 or (a == a[0]).all() or (b == b[0]).all():
         return None
     a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
-    return float(np.clip((a @ b) / scale, -1.0, 1.0)) if scale else None
+    # Not products of BLAS, whose last digits depend on the number of threads.
+    scale = math.sqrt(float(np.square(a).sum())) * math.sqrt(float(np.square(b).sum()))
+    return float(np.clip((a * b).sum() / scale, -1.0, 1.0)) if scale else None
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:

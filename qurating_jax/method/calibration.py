@@ -121,19 +121,20 @@ def logistic_slope(x: ArrayLike, labels: ArrayLike, clusters: ArrayLike | None =
     scores = size * (right - p)
     if clusters is not None:
         scores = np.bincount(np.unique(np.asarray(clusters), return_inverse=True)[1], weights=scores)
-    return Slope(float(slope), float(np.sqrt(np.square(scores).sum()) / (np.square(size) @ (p * (1.0 - p)))))
+    return Slope(float(slope), float(np.sqrt(np.square(scores).sum()) / (np.square(size) * p * (1.0 - p)).sum()))
 
 
 def _root(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Where the likelihood's derivative sum x (y - sigmoid(slope x)), falling in the slope, is 0; x >= 0, not all 0."""
+    # Sums, not products of BLAS, whose last digits depend on the number of threads.
     bound = 1.0 / float(x.max())
-    while x @ (y - sigmoid(bound * x)) > 0.0 or x @ (y - sigmoid(-bound * x)) < 0.0:
+    while (x * (y - sigmoid(bound * x))).sum() > 0.0 or (x * (y - sigmoid(-bound * x))).sum() < 0.0:
         bound *= 2.0
     low, high = -bound, bound
     slope = 0.0
     for _ in range(_MAX_ITERATIONS):
         p = sigmoid(slope * x)
-        gradient, curvature = float(x @ (y - p)), float(np.square(x) @ (p * (1.0 - p)))
+        gradient, curvature = float((x * (y - p)).sum()), float((np.square(x) * p * (1.0 - p)).sum())
         low, high = (slope, high) if gradient > 0.0 else (low, slope)
         newton = slope + gradient / curvature if curvature > 0.0 else high
         moved = newton if low <= newton <= high else (low + high) / 2.0

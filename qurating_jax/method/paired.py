@@ -60,8 +60,9 @@ def resampled_means(differences: ArrayLike, *, seed: int, stream: str, num_sampl
     values, counts = np.unique(d, return_counts=True)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream.encode()])))
     rows = max(1, _BLOCK_COUNTS // values.size)
-    means = [
-        generator.multinomial(d.size, counts / d.size, size=min(rows, num_samples - start)) @ values / d.size
+    means = [  # summed by NumPy: the last digits of BLAS depend on the number of threads
+        np.einsum("rv,v->r", generator.multinomial(d.size, counts / d.size, size=min(rows, num_samples - start)), values)
+        / d.size
         for start in range(0, num_samples, rows)
     ]
     return np.concatenate(means)
