@@ -60,11 +60,11 @@ def resampled_means(differences: ArrayLike, *, seed: int, stream: str, num_sampl
     values, counts = np.unique(d, return_counts=True)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream.encode()])))
     rows = max(1, _BLOCK_COUNTS // values.size)
-    means = [  # summed by NumPy: the last digits of BLAS depend on the number of threads
-        np.einsum("rv,v->r", generator.multinomial(d.size, counts / d.size, size=min(rows, num_samples - start)), values)
-        / d.size
-        for start in range(0, num_samples, rows)
-    ]
+    shares, means = counts / d.size, []
+    for start in range(0, num_samples, rows):
+        drawn = generator.multinomial(d.size, shares, size=min(rows, num_samples - start))
+        # Not a product of BLAS, whose last digits depend on the number of threads.
+        means.append(np.einsum("rv,v->r", drawn, values) / d.size)
     return np.concatenate(means)
 
 
