@@ -12,6 +12,8 @@ import pytest
 from qurating_jax.parallel import rendezvous
 from qurating_jax.runtime.errors import UserError
 
+LEAVER = "leaver"
+
 
 @pytest.fixture
 def port():
@@ -22,12 +24,21 @@ def port():
 
 @pytest.fixture(autouse=True)
 def ends(monkeypatch):
-    """Instead of ending the process of the tests."""
+    """Instead of ending the process of the tests, which a thread that outlives its test would do."""
     ended = []
+    members = []
     monkeypatch.setattr(rendezvous, "_end_process", ended.append)
-    monkeypatch.setattr(rendezvous, "_members", [])
+    monkeypatch.setattr(rendezvous, "_members", members)
     monkeypatch.setattr(rendezvous, "_AGAIN_SECONDS", 0.1)
-    return ended
+    yield ended
+    for member in members:
+        member._leaving.set()  # no grace
+        with contextlib.suppress(OSError):
+            member._connection.shutdown(socket.SHUT_RDWR)
+    for thread in threading.enumerate():
+        if thread.name in ("rendezvous-watch", LEAVER):
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def gather(port, *members, timeout=20.0, names=(), host="127.0.0.1"):
@@ -50,7 +61,7 @@ def gather(port, *members, timeout=20.0, names=(), host="127.0.0.1"):
 
 
 def leave(*members):
-    threads = [threading.Thread(target=member.leave, daemon=True) for member in members]
+    threads = [threading.Thread(target=member.leave, name=LEAVER, daemon=True) for member in members]
     for thread in threads:
         thread.start()
     return threads
