@@ -1,9 +1,16 @@
-"""What several files of tests of train-lm start from, made once."""
+"""What several files of tests of stages start from."""
 
 import lm_runs
 import pytest
 
-from qurating_jax.runtime import manifest
+from qurating_jax.runtime import manifest, turns
+
+
+@pytest.fixture
+def hurried_turns(monkeypatch):
+    """For benches whose figures nobody reads: no pause before a turn, and the process's garbage stays where it is."""
+    monkeypatch.setattr(turns, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(turns.gc, "collect", lambda: 0)
 
 
 @pytest.fixture(scope="session")

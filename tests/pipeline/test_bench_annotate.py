@@ -25,6 +25,7 @@ from qurating_jax.scoring.benching.setting import CRITERIA, Setting, numbered_to
 from qurating_jax.scoring.part_source import AnnotationInput
 from qurating_jax.scoring.shapes import Shapes
 
+pytestmark = pytest.mark.usefixtures("hurried_turns", "quick_compiling")
 WINDOW = 32
 TINY = DecoderConfig(vocab_size=384, max_positions=WINDOW, num_criteria=len(CRITERIA))
 
@@ -48,11 +49,6 @@ def params(setting):
 @pytest.fixture(scope="module")
 def mixture():
     return samples.sample_of(np.array([1, 70, 9, 0, 33, 20, 64, 31] * 20), WINDOW, TINY.vocab_size)
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch):
-    monkeypatch.setattr(turns, "_PAUSE_SECONDS", 0.0)
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from qurating_jax.pipeline import bench_eval_lm as bench
 from qurating_jax.runtime.errors import UsageError
 from qurating_jax.scoring.benching.tasks import agreement, hf_obstacle
 
+pytestmark = pytest.mark.usefixtures("hurried_turns", "quick_compiling")
 RECIPES = Path(__file__).parents[2] / "configs" / "bench_eval_lm"
 
 

@@ -7,7 +7,7 @@ from lm_runs import run_here
 
 from qurating_jax.experiments.planning.rates import find_speed, load_rates, num_cores
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
+pytestmark = pytest.mark.usefixtures("hurried_turns", "quick_compiling")
 
 TINY = ["--architecture.embed_dim", 32, "--architecture.mlp_dim", 64, "--architecture.num_layers", 1,
         "--architecture.num_heads", 2, "--architecture.num_kv_heads", 2, "--architecture.head_dim", 16]  # fmt: skip

@@ -16,6 +16,7 @@ from qurating_jax.runtime.errors import UserError
 from qurating_jax.training.benching import around, peer
 from qurating_jax.training.benching.ours import Setting, Trainer
 
+pytestmark = pytest.mark.usefixtures("hurried_turns", "quick_compiling")
 RECIPES = Path(__file__).parents[2] / "configs" / "bench_train_lm"
 TINY = DecoderConfig(
     vocab_size=50, embed_dim=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, max_positions=16
