@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from qurating_jax.data.judgments import Judgments
 from qurating_jax.data.tokenizer import TextTokenizer
@@ -208,9 +209,10 @@ def _fit(differences: NDArray[np.float64], targets: NDArray[np.float64]) -> NDAr
     start = np.ones(differences.shape[1]) / differences.shape[1]
     options = {"ftol": 0.0, "gtol": 1e-9 * len(targets), "maxiter": 10_000, "maxfun": 20_000}
     bounds = [(0.0, None)] * len(start)
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    # The penalties have a say in how the weights compare, not in how sure the sum is of itself.
-    scale = logistic_slope(differences @ found, targets)
+    with threadpool_limits(limits=1, user_api="blas"):  # threads change the last digits of its sums
+        found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+        # The penalties have a say in how the weights compare, not in how sure the sum is of itself.
+        scale = logistic_slope(differences @ found, targets)
     return found * scale.slope if scale is not None and scale.slope > 0 else found
 
 

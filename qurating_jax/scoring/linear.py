@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from qurating_jax.method.calibration import logistic_slope
 from qurating_jax.scoring.pairs import Pairs, cross_entropy
@@ -47,7 +48,10 @@ def fit_weights(
         return zero
     options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS, "maxcor": 20, "ftol": 0.0,
                "gtol": tolerance * at_zero}  # fmt: skip
-    found = optimize.minimize(loss, zero if start is None else start, jac=True, method="L-BFGS-B", options=options)
+    first = zero if start is None else start
+    # Threads change the last digits of BLAS' sums, and wait for each other longer than they work.
+    with threadpool_limits(limits=1, user_api="blas"):
+        found = optimize.minimize(loss, first, jac=True, method="L-BFGS-B", options=options)
     left = float(np.abs(found.jac).max()) / at_zero
     if left > 1e3 * tolerance:  # the line search stops where the loss no longer resolves a step
         log.warning("the fit stopped at a gradient of %.1e of the first one (%s)", left, found.message)

@@ -11,6 +11,7 @@ from scipy import optimize, sparse
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from qurating_jax.data.documents import Rejects, read_documents
 from qurating_jax.data.judgments import distinct_texts, from_averages
@@ -374,6 +375,19 @@ def test_a_fit_from_another_start_ends_at_the_same_place():
     one = fit_weights(rows, links, 0.1)
     other = fit_weights(rows, links, 0.1, start=rng.normal(size=counts.shape[1]))
     np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(one).max())
+
+
+def test_threads_do_not_change_the_fit():
+    rng = np.random.default_rng(13)
+    rows = sparse.csr_array(sparse.random(200, 1 << 15, density=0.002, format="csr", random_state=rng))
+    links = pairs.Pairs(rng.integers(0, 200, 400), rng.integers(0, 200, 400), rng.uniform(size=400))
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(limits=threads):
+            found.append(fit_weights(rows, links, 0.1, tolerance=1e-4))
+    assert found[0].any()
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
 
 
 # --- the stored rater -------------------------------------------------------------------------------------------------
