@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from qurating_jax.judges.audit_labels import HumanLabels, against_humans, grade_statistics
 from qurating_jax.judges.audit_pairs import Mask, Pairs, Verdicts, load, make_pairs
@@ -306,11 +307,12 @@ def _fit(v: Verdicts, pairs: Pairs, intervals: Intervals) -> Document:
     a, b = np.split(place, 2)
     p = pairs.average
     finite = comparisons.is_strongly_connected(documents.size, a, b, p)
-    fit = comparisons.fit_bradley_terry(a, b, p, ridge=0.0 if finite else RIDGE)
     names = [v.names["documents"][code] for code in documents]
-    order = sorted(range(documents.size), key=lambda index: (-fit.strengths[index], names[index]))
-    shown = list(dict.fromkeys(order[:NUM_EXTREMES] + order[-NUM_EXTREMES:]))
-    reach = normal_quantile(intervals.level) * fit.standard_errors(shown)
+    with threadpool_limits(limits=1, user_api="blas"):  # the last digits depend on the number of threads
+        fit = comparisons.fit_bradley_terry(a, b, p, ridge=0.0 if finite else RIDGE)
+        order = sorted(range(documents.size), key=lambda index: (-fit.strengths[index], names[index]))
+        shown = list(dict.fromkeys(order[:NUM_EXTREMES] + order[-NUM_EXTREMES:]))
+        reach = normal_quantile(intervals.level) * fit.standard_errors(shown)
     extremes = [
         {
             "id": names[index],

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn import metrics
+from threadpoolctl import threadpool_limits
 
 from qurating_jax.data import verdicts
 from qurating_jax.judges.audit import RIDGE, Intervals, audit
@@ -272,6 +273,20 @@ def test_ranking_of_a_connected_graph():
         assert extreme["strength"] == pytest.approx(fit.strengths[index], abs=1e-9)
         assert extreme["high"] - extreme["low"] == pytest.approx(2 * 1.959964 * error, rel=1e-6)
     assert (found["fit"]["ridge"], found["fit"]["num_separated"], found["fit"]["converged"]) == (0.0, 0, True)
+
+
+def test_threads_do_not_change_a_ranking():
+    generator = np.random.default_rng(3)
+    graph = [(f"d{a}", f"d{b}", p) for a, b, p in zip(
+        range(400), generator.integers(400, 500, 400), generator.uniform(0.1, 0.9, 400), strict=True)]  # fmt: skip
+    graph += [(f"d{a}", f"d{(7 * a + 1) % 500}", float(p)) for a, p in enumerate(generator.uniform(0.1, 0.9, 500))]
+    rows = table(edges(graph))
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(limits=threads):
+            found.append(of(audit(rows))["bradley_terry"])
+    assert found[0]["fit"]["converged"]
+    assert found[1:] == found[:1] * 2
 
 
 def test_separated_documents_get_a_ridge_and_are_counted():
