@@ -1,6 +1,7 @@
 """Before jax is imported: eight fake CPU devices, so that every mesh of the suite exists on any machine."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -13,6 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ and "JAX_COMPILATION_CACHE_DIR" in os.env
 
 import hypothesis
 import pytest
+
+# A shell starts what runs in its background with SIGINT ignored, and so would be the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("unhurried", deadline=None)
