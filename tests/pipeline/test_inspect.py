@@ -162,7 +162,7 @@ def test_artifacts_and_folders_of_them(tmp_path, capsys):
 
 def test_entries_within_entries_are_named_and_the_plain_ones_stand_first():
     about = {"models": {"lm": {"all": {"loss": 1.5}, "step": 7}}, "none": {}, "many": dict.fromkeys("abcdefghij", 1)}
-    assert list(show.lines({"about": about, "tables": []})) == [
+    assert list(show.lines({"about": about, "tables": [], "num_more_tables": 0})) == [
         "models: {lm {step 7, all {...}}}",
         "none: {}",
         "many: {a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1, ... 10 in all}",
@@ -174,6 +174,40 @@ def test_parts_of_one_output_are_one_table(tmp_path, capsys):
         pq.write_table(rated(10, number), tmp_path / f"part-0000{number}.parquet")
     (table,) = asked(capsys, tmp_path)["tables"]
     assert (table["name"], table["files"], table["num_rows"]) == ("parts", 3, 30)
+
+
+def test_the_main_table_is_shown_and_those_beside_it_are_named(tmp_path, capsys):
+    """Of an analysis the documents, though `audit` comes before them in the alphabet."""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    pq.write_table(rated(50), tables / "documents.parquet")
+    for name in ("audit", "zebra"):
+        pq.write_table(pa.table({"criterion": ["a", "b"], "value": [1.0, 2.0]}), tables / f"{name}.parquet")
+    (tmp_path / "spikes.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    first, *beside = asked(capsys, tmp_path)["tables"]
+    assert (first["name"], first["columns"]["length"]["max"], len(first["rows"])) == ("tables/documents.parquet", 49, 5)
+    told = [(of["name"], of["how"], of["num_rows"], of["columns"], of["rows"]) for of in beside]
+    assert told == [
+        ("tables/audit.parquet", "2 rows", 2, {}, []),
+        ("tables/zebra.parquet", "2 rows", 2, {}, []),
+        ("metrics.jsonl", "rows", None, {}, []),
+        ("spikes.jsonl", "1 row", 1, {}, []),
+    ]
+    assert run_here(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert f"Beside it, with `qurating inspect {tmp_path}/NAME`:" in printed.replace("\n", " ").replace("  ", " ")
+    assert "tables/audit.parquet: 2 rows; criterion, value" in printed
+    assert "tables/audit.parquet: numbers" not in printed
+
+
+def test_of_very_many_files_the_rest_is_counted(tmp_path, capsys):
+    for number in range(45):
+        (tmp_path / f"{number:02}.jsonl").write_text('{"step": 1}\n')
+    found = asked(capsys, tmp_path)
+    assert (len(found["tables"]), found["num_more_tables"]) == (40, 5)
+    assert run_here(tmp_path) == 0
+    assert "and 5 more" in capsys.readouterr().out
 
 
 def test_on_an_object_store(tmp_path, capsys):

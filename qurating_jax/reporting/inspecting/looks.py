@@ -12,9 +12,9 @@ from qurating_jax.runtime import manifest, storage
 from qurating_jax.runtime.errors import UsageError, UserError
 
 _INSIDE = ("", "steps", "tables", "train", "heldout")  # where files or outputs may stand in a folder
-_MOST_TABLES = 12
+_MOST_TABLES = 40
 _ABOUT = ("stage", "counts", "config")
-_MAIN = ("part-", "ids", "judgments", "rows", "documents")  # names of tables that are looked at first
+_MAIN = ("parts", "ids", "judgments", "rows", "documents", "verdicts")  # beginnings of names; the first is shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,14 @@ def look(path: str, wanted: Wanted) -> dict[str, Any]:
 
     Returns:
         Plain values for JSON: `path`, `about`, `artifacts` (of a folder: `name`, `stage`, `state`, `counts`), `tables`
-        (`name`, `files`, `how`, `num_rows`, `schema`, `columns` as `summaries.summarize`, `rows`).
+        (`name`, `files`, `how`, `num_rows`, `schema`, and of the first `columns` as `summaries.summarize` and `rows`),
+        `num_more_tables` beyond these.
 
     Raises:
         UserError: nothing there, or nothing that can be looked at; a broken file.
         UsageError: an id or a column that is not there.
     """
-    found: dict[str, Any] = {"path": path, "about": {}, "artifacts": [], "tables": []}
+    found: dict[str, Any] = {"path": path, "about": {}, "artifacts": [], "tables": [], "num_more_tables": 0}
     if not storage.exists(path):
         raise UserError(f"{path}: nothing stands there")
     if not storage.is_dir(path):
@@ -51,9 +52,9 @@ def look(path: str, wanted: Wanted) -> dict[str, Any]:
     else:
         found["artifacts"] = _artifacts(path)
     files = {} if found["artifacts"] else _tables_in(path)
-    first = next(iter(files), "")
-    for name, paths in files.items():
-        found["tables"].append(_table(name, paths, wanted, show=name == first))
+    for name, paths in list(files.items())[:_MOST_TABLES]:
+        found["tables"].append(_briefly(name, paths, wanted) if found["tables"] else _table(name, paths, wanted))
+    found["num_more_tables"] = max(len(files) - _MOST_TABLES, 0)
     if not (found["about"] or found["artifacts"] or found["tables"]):
         raise UserError(f"{path}: holds no output of a stage and no Parquet or JSON Lines file")
     return found
@@ -61,7 +62,7 @@ def look(path: str, wanted: Wanted) -> dict[str, Any]:
 
 def _file(path: str, wanted: Wanted) -> dict[str, Any]:
     if sources.is_rows(path):
-        return {"tables": [_table(path.rsplit("/", 1)[-1], [path], wanted, show=True)]}
+        return {"tables": [_table(path.rsplit("/", 1)[-1], [path], wanted)]}
     if path.endswith(".json"):
         document = storage.read_json(path)
         return {"about": dict(document) if isinstance(document, Mapping) else {"content": document}}
@@ -119,21 +120,33 @@ def _tables_in(path: str) -> dict[str, list[str]]:
             if sources.is_rows(name):
                 called = "parts" if name.startswith("part-") else name
                 found.setdefault(f"{inside}/{called}" if inside else called, []).append(storage.join(root, name))
-    names = sorted(found, key=lambda name: (not name.startswith(_MAIN), name.endswith(sources.JSON_LINES), name))
-    return {name: found[name] for name in names[:_MOST_TABLES]}
+    return {name: found[name] for name in sorted(found, key=_rank)}
 
 
-def _table(name: str, files: Sequence[str], wanted: Wanted, *, show: bool) -> dict[str, Any]:
+def _rank(name: str) -> tuple[int, bool, str]:
+    own = name.rsplit("/", 1)[-1]
+    place = next((place for place, main in enumerate(_MAIN) if own.startswith(main)), len(_MAIN))
+    return place, name.endswith(sources.JSON_LINES), name
+
+
+def _table(name: str, files: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+    """Figures of the columns, and rows."""
     rows = sources.sample(files, wanted.max_rows, wanted.text_field)
-    return {
-        "name": name,
-        "files": len(files),
-        "how": rows.how,
-        "num_rows": rows.num_rows,
-        "schema": [list(entry) for entry in rows.schema],
-        "columns": summaries.summarize(rows.table),
-        "rows": sources.rows_at(files, _places(files, rows, wanted)) if show else [],
-    }
+    shown = sources.rows_at(files, _places(files, rows, wanted))
+    return _entry(name, files, rows, rows.how) | {"columns": summaries.summarize(rows.table), "rows": shown}
+
+
+def _briefly(name: str, files: Sequence[str], wanted: Wanted) -> dict[str, Any]:
+    """What there is beside the table that is shown."""
+    rows = sources.sample(files, 1, wanted.text_field)
+    how = "rows" if rows.num_rows is None else "1 row" if rows.num_rows == 1 else f"{rows.num_rows:,} rows"
+    return _entry(name, files, rows, how)
+
+
+def _entry(name: str, files: Sequence[str], rows: sources.Rows, how: str) -> dict[str, Any]:
+    schema = [list(entry) for entry in rows.schema]
+    return {"name": name, "files": len(files), "how": how, "num_rows": rows.num_rows, "schema": schema,
+            "columns": {}, "rows": []}  # fmt: skip
 
 
 def _places(files: Sequence[str], rows: sources.Rows, wanted: Wanted) -> list[tuple[int, int, int]]:

@@ -34,12 +34,26 @@ def lines(look: Mapping[str, Any]) -> Iterator[str]:
     """What it is, then the rows; every line is cleaned."""
     for key, value in look["about"].items():
         yield terminal.plain(f"{key}: {_short(value)}")
-    for part in look["tables"]:
+    for part in look["tables"][:1]:
         kinds = ", ".join(f"{name} {kind}" for name, kind in part["schema"])
         yield terminal.plain(f"{part['name']}: {part['how']}; columns: {kinds}")
         for row in part["rows"]:
             yield ""
             yield from _row(row, part["columns"])
+    yield from _beside(look)
+
+
+def _beside(look: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each table that is not shown."""
+    beside = look["tables"][1:]
+    if beside:
+        yield ""
+        yield terminal.plain(f"Beside it, with `qurating inspect {look['path']}/NAME`:")
+    for part in beside:
+        names = ", ".join(name for name, _ in part["schema"])
+        yield terminal.plain(f"  {part['name']}: {part['how']}; {names}")
+    if look["num_more_tables"]:
+        yield f"  and {look['num_more_tables']:,} more"
 
 
 def histogram(counts: Sequence[int]) -> str:
