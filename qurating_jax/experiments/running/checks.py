@@ -116,16 +116,31 @@ def check_changed(graph: Graph, keys: Iterable[str], states: Mapping[str, State]
 
 
 def check_tasks(graph: Graph, keys: Iterable[str], states: Mapping[str, State]) -> None:
-    """Raises `UserError` where tasks are to be asked here without the harness: else a model would be trained first."""
+    """Reads the data of tasks that are to be asked here, the hub's into its cache: else a model would be trained first.
+
+    Raises:
+        UserError: the harness is not installed, a task is not known, or its data cannot be had.
+    """
     asking = [node for key in keys if states[key].kind != "done" and _asks_tasks(node := graph.nodes[key])]
     if not asking:
         return
-    from qurating_jax.scoring.tasks.loading import require_harness
+    from qurating_jax.scoring.tasks import loading, presets
 
-    try:
-        require_harness()
-    except UserError as error:
-        raise UserError(f"{who(asking[0])}: {error}") from None
+    found: dict[tuple[Any, ...], Node] = {}
+    for node in asking:
+        of = node.config
+        found.setdefault((of.tasks, of.task_data, of.task_include, of.task_num_fewshot), node)
+    for (given, folder, include, num_fewshot), node in found.items():
+        try:
+            chosen = presets.choose(given)
+            loading.require_harness()
+            tasks = loading.load_tasks(chosen, folder=folder, include=include, num_fewshot=num_fewshot, seed=0)
+        except UserError as error:
+            kind = UsageError if isinstance(error, UsageError) else UserError
+            raise kind(f"{who(node)}: {error}; --until leaves this step out") from None
+        num_items = sum(task.num_items(node.config.task_limit) for task in tasks)
+        names = ", ".join(task.name for task in tasks)
+        log.info("run: the data of the tasks are here, %s questions: %s", f"{num_items:,}", names)
 
 
 def _asks_tasks(node: Node) -> bool:

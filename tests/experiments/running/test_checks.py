@@ -210,6 +210,37 @@ def test_tasks_without_the_harness_are_refused_before_a_model_is_trained(tmp_pat
     checks.check_tasks(graph, trained, states)
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"tasks": ["paper_sciq"]}, UserError, "allenai/sciq cannot be had .*is the hub within reach"),  # offline here
+        ({"tasks": ["local_scique"], "task_data": "evals"}, UsageError, "no task `local_scique`"),
+        ({"tasks": ["local_sciq"], "task_data": "evals", "task_num_fewshot": 9}, UserError, "9 examples before each"),
+        ({"tasks": ["local_piqa"], "task_data": "evals"}, UserError, "no file of piqa"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
+def test_tasks_that_cannot_be_asked_are_refused_before_a_model_is_trained(tmp_path, caplog, options, kind, message):
+    pathlib.Path("evals").mkdir()
+    row = {"question": "What is a plant made of?", "correct_answer": "cells", "support": "Plants are made of cells."}
+    row |= {f"distractor{number}": word for number, word in enumerate(("sand", "glass", "iron"), 1)}
+    for split in ("train", "val"):
+        lines = [json.dumps(row | {"question": f"{split} {number}?"}) for number in range(4)]
+        pathlib.Path("evals", f"sciq_{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def check(**asked):
+        asking = with_step("eval_lm", model=["$train_lm"], **asked) | {"goal": ["eval_lm"]}
+        graph = graphs.make_graph(tmp_path, "uniform.yaml", uniform=asking)
+        states = {key: look(node, graph, Digests()) for key, node in graph.nodes.items()}
+        checks.check_tasks(graph, list(graph.nodes), states)
+
+    with pytest.raises(kind, match=rf"^eval_lm of uniform-seed0: .*{message}.*; --until leaves this step out$"):
+        check(**options)
+    caplog.set_level("INFO")
+    check(tasks=["local_sciq"], task_data="evals", task_limit=3)
+    assert "the data of the tasks are here, 3 questions: local_sciq" in caplog.text
+
+
 def test_a_rater_and_a_tokenizer_that_do_not_match(tmp_path):
     """Seen before the tokens that are to be rated are made."""
     own, other = (train_byte_level_bpe([" ".join(runs.WORDS) * 3], size) for size in (280, 300))
