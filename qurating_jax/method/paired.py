@@ -110,7 +110,7 @@ def average(parts: Sequence[PairedEstimate], means: Sequence[Floats], level: flo
     if len(errors) < len(parts):
         return PairedEstimate(value, num_items=num_items)
     error = math.sqrt(math.fsum(one**2 for one in errors)) / len(parts)
-    if error == 0.0:
+    if error == 0.0 and not any(part.value for part in parts):
         unseen = math.fsum(float(part.high or 0.0) for part in parts) / len(parts)
         return PairedEstimate(0.0, 0.0, -unseen, unseen, 1.0, num_items)
     drawn = np.mean(np.stack(means), axis=0)

@@ -65,6 +65,11 @@ def test_where_nothing_differs_the_interval_is_what_could_have_been_missed(level
     both = paired.average([equal, few], [means, means], level)
     assert both.high == pytest.approx((bound + few.high) / 2.0)
     assert (both.value, both.low, both.p_value, both.num_items) == (0.0, -both.high, 1.0, 92)
+    # The same on every item of every task, and not 0.
+    ones = paired.resampled_means(np.ones(4), seed=0, stream="c")
+    always = paired.difference(np.ones(4), ones, level)
+    better = paired.average([always, always], [ones, ones], level)
+    assert (better.value, better.low, better.high) == (1.0, 1.0, 1.0)
     # One task on which something differs, and the draws speak again.
     d = np.array([1.0, -1.0, 1.0, 0.0])
     mixed = [paired.difference(d, drawn := paired.resampled_means(d, seed=0, stream="b"), level), equal]
