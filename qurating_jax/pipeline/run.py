@@ -113,8 +113,8 @@ def _conduct(
         rebuild=config.rebuild,
     )
     here = [key for key in keys if not config.launch.words(settings.processes(graph.nodes[key].stage))]
-    checks.check_tasks(graph, here, states)
     with final_report.ending_at_term():
+        checks.check_tasks(graph, here, states)
         checks.preflight(graph, here, states, settings.config_path, variables)
     conductor = Conductor(graph, keys, digests, settings)
     results = conductor.run()
